@@ -1,0 +1,411 @@
+"""What a configuration says, as frozen dataclasses: the only form the program sees.
+
+Every default stands here, once, beside its unit. `qproxy.config.schema` holds how each key is
+written and what range it has, `qproxy.config.reader` turns a file into these objects and
+`docs/configuration.md` gives the reasons. Paths are absolute, references between sections are
+known to hold, and no object carries a secret: keys stay in their files.
+
+Times are seconds, as floats, and a time of 0 is only allowed where it says "0 = never".
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qproxy.address import Address
+from qproxy.modes import Aead, KemAlgorithm, KemProviderChoice, Policy
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+class LogFormat(enum.StrEnum):
+    """How a log line is written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(enum.StrEnum):
+    """The least severe event that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class ClientAuth(enum.StrEnum):
+    """What a TLS listener asks of an application's certificate."""
+
+    NONE = "none"
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """Who this gateway is.
+
+    Attributes:
+        name: Its name, a subject alternative name of its own certificate.
+        kem_provider: Which library computes ML-KEM.
+    """
+
+    name: str
+    kem_provider: KemProviderChoice = KemProviderChoice.AUTO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """How events are logged, always to standard error."""
+
+    format: LogFormat = LogFormat.TEXT
+    level: LogLevel = LogLevel.INFO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityConfig:
+    """The certificate this gateway shows its peers, and whom it believes.
+
+    Attributes:
+        certificate: PEM file, leaf first, intermediates after it.
+        private_key: PEM file of the leaf's key, not encrypted.
+        ca: PEM file of the authorities that sign peers' certificates.
+        crl: PEM file of revocation lists, or None.
+    """
+
+    certificate: Path
+    private_key: Path
+    ca: Path
+    crl: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelConfig:
+    """What holds for every tunnel of this gateway.
+
+    Attributes:
+        listen: Where tunnels from peers arrive; None where this gateway only dials.
+        handshake_timeout_s: From a TCP connection to a verified TLS handshake.
+        ping_interval_s: Silence after which a ping is sent.
+        peer_timeout_s: Silence after which the tunnel is given up; longer than the interval.
+        max_tunnels: Tunnels at once, over all peers.
+        max_streams_per_tunnel: Streams open at once in one tunnel.
+        max_stream_window_bytes: Most that one stream may have in flight towards this gateway.
+        max_session_window_bytes: The same for all streams of a tunnel together; larger than
+            a stream's, or one slow stream would stop the others.
+        unsafe_allow_classical_group: Accept a TLS handshake without X25519MLKEM768.
+        unsafe_core_dumps: Leave core dumps on; they hold keys.
+    """
+
+    listen: Address | None = None
+    handshake_timeout_s: float = 10.0
+    ping_interval_s: float = 15.0
+    peer_timeout_s: float = 45.0
+    max_tunnels: int = 64
+    max_streams_per_tunnel: int = 16_384
+    max_stream_window_bytes: int = 8 * MIB
+    max_session_window_bytes: int = 32 * MIB
+    unsafe_allow_classical_group: bool = False
+    unsafe_core_dumps: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RekeyConfig:
+    """When a tunnel starts its next epoch, whichever comes first.
+
+    Attributes:
+        interval_s: Age of the epoch.
+        bytes: Application bytes in one direction under one key.
+        records: Records in one direction under one key. AES-GCM allows 2^24.5 (RFC 9846 §5.5).
+        max_age_s: Age at which a tunnel that could not rekey is closed, by either end.
+    """
+
+    interval_s: float = 60.0
+    bytes: int = 64 * GIB
+    records: int = 4_194_304
+    max_age_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerConfig:
+    """One gateway that this one has tunnels with.
+
+    Attributes:
+        name: The peer's name, a subject alternative name of its certificate.
+        address: Where to dial it; None where it dials us.
+        tunnels: How many tunnels to keep, where we dial.
+        policy: What is demanded of the quantum link.
+        max_without_qkd_s: Under `require`, how long a tunnel lives without a fresh QKD key.
+        key_source: Name in `key_sources`; None only with policy `off`.
+        local_sae_id: Our SAE ID at the key source (the node's name unless configured).
+        peer_sae_id: The peer's SAE ID (the peer's name unless configured).
+        qkd_key_size_bits: Size of each QKD key, a multiple of 8 and at least 256.
+        qkd_keys_per_epoch: QKD keys that go into one epoch.
+        kem: ML-KEM parameter set of each epoch.
+        aead: What protects the records.
+        psk_file: File of a 32-byte pre-shared key as 64 hexadecimal digits, or None.
+        pinned_certificate: PEM file; the peer's leaf must be this one instead of the name
+            check, or None.
+        rekey: When the next epoch starts.
+        epoch_timeout_s: How long the tunnel client waits for the answer to an offer; longer
+            than the server's `kme_timeout_s`.
+        kme_timeout_s: How long a key source may take over one request of this peer's.
+    """
+
+    name: str
+    local_sae_id: str
+    peer_sae_id: str
+    address: Address | None = None
+    tunnels: int = 1
+    policy: Policy = Policy.PREFER
+    max_without_qkd_s: float = 300.0
+    key_source: str | None = None
+    qkd_key_size_bits: int = 256
+    qkd_keys_per_epoch: int = 1
+    kem: KemAlgorithm = KemAlgorithm.ML_KEM_1024
+    aead: Aead = Aead.AES_256_GCM
+    psk_file: Path | None = None
+    pinned_certificate: Path | None = None
+    rekey: RekeyConfig = field(default_factory=RekeyConfig)
+    epoch_timeout_s: float = 10.0
+    kme_timeout_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Etsi014SourceConfig:
+    """A KME that speaks ETSI GS QKD 014 over mutual TLS.
+
+    Attributes:
+        name: Its key in `key_sources`.
+        url: `https://host[:port][/prefix]` without a trailing slash; `/api/v1/keys/` follows.
+        ca: PEM file of the authorities that sign the KME's certificate.
+        certificate: PEM file of our certificate at the KME.
+        private_key: PEM file of its key.
+        server_name: Name the KME's certificate must carry; None means the host of `url`.
+        connect_timeout_s: TCP connection and TLS handshake.
+        request_timeout_s: One whole exchange, body included.
+    """
+
+    name: str
+    url: str
+    ca: Path
+    certificate: Path
+    private_key: Path
+    server_name: str | None = None
+    connect_timeout_s: float = 1.0
+    request_timeout_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileSourceConfig:
+    """A directory of keys written ahead on both sides, for trials.
+
+    Attributes:
+        name: Its key in `key_sources`.
+        directory: Where the keys lie.
+    """
+
+    name: str
+    directory: Path
+
+
+KeySourceConfig = Etsi014SourceConfig | FileSourceConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerTlsConfig:
+    """TLS that the gateway ends in front of an application.
+
+    Attributes:
+        certificate: PEM file, leaf first.
+        private_key: PEM file of its key.
+        client_ca: PEM file of the authorities that sign clients' certificates; needed unless
+            `client_auth` is `none`.
+        client_auth: Whether clients may or must show a certificate.
+    """
+
+    certificate: Path
+    private_key: Path
+    client_ca: Path | None = None
+    client_auth: ClientAuth = ClientAuth.NONE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerConfig:
+    """Where local applications connect, and which far service they get.
+
+    Attributes:
+        name: Its key in `listeners`.
+        listen: Where applications connect.
+        peer: Name of the peer behind which the service is.
+        service: The service's name at that peer.
+        tls: TLS towards the application, or None for plaintext.
+        wait_for_service: Read nothing from the application before the service is connected;
+            certainty for the price of a round trip.
+        idle_timeout_s: Silence both ways after which a connection is reset; 0 = never.
+        max_connections: Connections at once.
+        handshake_timeout_s: For the TLS handshake with the application.
+        unsafe_allow_remote_plaintext: Listen in plaintext on an address that is not loopback.
+    """
+
+    name: str
+    listen: Address
+    peer: str
+    service: str
+    tls: ListenerTlsConfig | None = None
+    wait_for_service: bool = False
+    idle_timeout_s: float = 0.0
+    max_connections: int = 10_000
+    handshake_timeout_s: float = 10.0
+    unsafe_allow_remote_plaintext: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceTlsConfig:
+    """TLS from this gateway to a service.
+
+    Attributes:
+        ca: PEM file of the authorities that sign the service's certificate.
+        server_name: Name its certificate must carry; None means the host of `connect`.
+        certificate: PEM file of a client certificate, or None.
+        private_key: PEM file of its key; given exactly when `certificate` is.
+    """
+
+    ca: Path
+    server_name: str | None = None
+    certificate: Path | None = None
+    private_key: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceConfig:
+    """A service that peers may open streams to.
+
+    Attributes:
+        name: Its key in `services`; what peers ask for.
+        connect: Where it is.
+        tls: TLS towards the service, or None for plaintext.
+        peers: Names of the peers that may use it; None means every configured peer.
+        connect_timeout_s: TCP connection and TLS handshake together.
+        idle_timeout_s: Silence both ways after which a connection is reset; 0 = never.
+        max_connections: Connections at once, over all peers.
+    """
+
+    name: str
+    connect: Address
+    tls: ServiceTlsConfig | None = None
+    peers: tuple[str, ...] | None = None
+    connect_timeout_s: float = 5.0
+    idle_timeout_s: float = 0.0
+    max_connections: int = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShutdownConfig:
+    """How the gateway ends.
+
+    Attributes:
+        drain_s: After the first SIGTERM, how long open connections may go on; 0 = not at all.
+    """
+
+    drain_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """Everything `qproxy run` needs.
+
+    Attributes:
+        path: The file it came from.
+    """
+
+    path: Path
+    node: NodeConfig
+    identity: IdentityConfig
+    peers: Mapping[str, PeerConfig]
+    log: LogConfig = field(default_factory=LogConfig)
+    tunnel: TunnelConfig = field(default_factory=TunnelConfig)
+    key_sources: Mapping[str, KeySourceConfig] = field(default_factory=dict)
+    listeners: Mapping[str, ListenerConfig] = field(default_factory=dict)
+    services: Mapping[str, ServiceConfig] = field(default_factory=dict)
+    shutdown: ShutdownConfig = field(default_factory=ShutdownConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KmeConfig:
+    """One of the two simulated KMEs.
+
+    Attributes:
+        name: Its key in `kmes`, and its `source_KME_ID`.
+        listen: Where its ETSI GS QKD 014 interface answers, over mutual TLS.
+        certificate: PEM file, leaf first.
+        private_key: PEM file of its key.
+        ca: PEM file of the authorities that sign the SAEs' certificates.
+    """
+
+    name: str
+    listen: Address
+    certificate: Path
+    private_key: Path
+    ca: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkConfig:
+    """The simulated quantum link between the two KMEs.
+
+    Attributes:
+        key_rate_bps: Secret key produced, in bits per second, while the link is whole.
+        qber: Quantum bit error rate that the status reports, 0 to 0.5.
+        key_size_bits: Default size of a key.
+        max_key_count: Keys stored for a pair of SAEs at most.
+        initial_key_count: Keys stored at the start.
+        min_key_size_bits: Smallest size that may be asked for.
+        max_key_size_bits: Largest size that may be asked for.
+        max_key_per_request: Most keys in one request.
+    """
+
+    key_rate_bps: float = 100_000.0
+    qber: float = 0.01
+    key_size_bits: int = 256
+    max_key_count: int = 10_000
+    initial_key_count: int = 100
+    min_key_size_bits: int = 64
+    max_key_size_bits: int = 1024
+    max_key_per_request: int = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlConfig:
+    """Where the link is degraded, cut and restored, in plain HTTP on this machine only.
+
+    Attributes:
+        listen: A loopback address or a unix socket.
+    """
+
+    listen: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KmeSimConfig:
+    """Everything `qproxy kme-sim` needs.
+
+    Attributes:
+        path: The file it came from.
+        kmes: Exactly two KMEs.
+        saes: SAE ID (a name in its client certificate) to the name of its KME.
+        control: Where the link is controlled, or None.
+    """
+
+    path: Path
+    kmes: Mapping[str, KmeConfig]
+    saes: Mapping[str, str]
+    link: LinkConfig = field(default_factory=LinkConfig)
+    control: ControlConfig | None = None
+    log: LogConfig = field(default_factory=LogConfig)

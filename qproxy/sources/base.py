@@ -1,0 +1,101 @@
+"""What every key source promises to the rest of qproxy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from qproxy.keys import QkdKey
+
+#: Most keys asked for, or taken, in one call to any source.
+MAX_KEYS_PER_CALL = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStatus:
+    """What a source says of itself and of the quantum link behind it.
+
+    Every field is the source's own claim; nothing here is proof.
+
+    Attributes:
+        stored_key_count: keys of the default size ready now, or None where it does not say.
+        max_key_count: keys of the default size it can store, or None where it does not say.
+        key_size_bits: size of a key when none is asked for.
+        max_key_per_request: most keys in one call.
+        min_key_size_bits: smallest size that may be asked for.
+        max_key_size_bits: largest size that may be asked for.
+        source_kme_id: the KME that answered.
+        target_kme_id: the KME at the other end of the link.
+        simulated: True where the source says that no photon was involved. False is the absence
+            of that word, not a promise.
+        qber: quantum bit error rate, 0 to 1, where the source reports one.
+        key_rate_bps: secret key rate in bits per second, where the source reports one.
+    """
+
+    stored_key_count: int | None
+    max_key_count: int | None
+    key_size_bits: int
+    max_key_per_request: int
+    min_key_size_bits: int
+    max_key_size_bits: int
+    source_kme_id: str
+    target_kme_id: str
+    simulated: bool = False
+    qber: float | None = None
+    key_rate_bps: float | None = None
+
+
+class KeySource(Protocol):
+    """Fetches keys that the same source at the other site also has.
+
+    Every failure is a :class:`~qproxy.errors.KeySourceError` with one of the "quantum side"
+    reasons; nothing else but cancellation ever comes out. Keys returned belong to the caller,
+    who wipes them. Keys in hand when a call fails are wiped before the error is raised: they
+    are gone from the source, and no other call returns them. A call that is cancelled may lose
+    the keys that were on their way.
+    """
+
+    @property
+    def name(self) -> str:
+        """The source's key in ``key_sources``, for logs and metrics."""
+        ...
+
+    async def status(self) -> SourceStatus:
+        """What the source says of itself. Takes no key."""
+        ...
+
+    async def get_keys(self, number: int, size_bits: int) -> list[QkdKey]:
+        """Take fresh keys: the master SAE's side (``enc_keys``).
+
+        Args:
+            number: how many, 1 to MAX_KEYS_PER_CALL.
+            size_bits: size of each, a multiple of 8.
+
+        Returns:
+            Exactly ``number`` keys of exactly ``size_bits``, with distinct IDs.
+        """
+        ...
+
+    async def get_keys_by_id(self, key_ids: Sequence[str], size_bits: int) -> list[QkdKey]:
+        """Take the keys the other site took by :meth:`get_keys`: the slave SAE's side.
+
+        Args:
+            key_ids: what the other site named, 1 to MAX_KEYS_PER_CALL distinct IDs. They come
+                from a peer and may be anything.
+            size_bits: size every key must have, a multiple of 8.
+
+        Returns:
+            One key per ID, in the order asked.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of connections. Idempotent."""
+        ...
+
+
+def wipe_keys(keys: Sequence[QkdKey]) -> None:
+    """Wipe every key of a list that nobody will use."""
+    for key in keys:
+        key.wipe()

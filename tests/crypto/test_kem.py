@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -61,16 +60,6 @@ def seed_of(case: dict[str, str]) -> bytes:
 def test_key_generation_gives_the_known_encapsulation_key(provider, algorithm, case):
     pair = provider.key_pair_from_seed(algorithm, seed_of(case))
     assert pair.encapsulation_key.hex() == case["encapsulation_key"]
-
-
-ACVP = json.loads((VECTORS / "ml-kem-acvp-keygen.json").read_text())["tests"]
-
-
-@pytest.mark.parametrize("case", ACVP, ids=lambda case: f"tcId-{case['tcId']}")
-def test_key_generation_gives_the_hash_that_nist_published(provider, case):
-    pair = provider.key_pair_from_seed(KemAlgorithm(case["algorithm"]), seed_of(case))
-    digest = hashlib.sha3_256(pair.encapsulation_key).hexdigest()
-    assert digest == case["encapsulation_key_sha3_256"]
 
 
 @pytest.mark.parametrize(("algorithm", "case"), CASES)

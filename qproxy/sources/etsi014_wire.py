@@ -378,8 +378,8 @@ def _decode_key(item: object) -> WireKey:
     # two servers may read the text differently.
     if key is None or not hmac.compare_digest(base64.b64encode(key), text.encode()):
         fields.fail("key is no canonical base64 (RFC 4648 §4)")
-    if not key:
-        fields.fail("key is empty")
+    if not 1 <= len(key) <= MAX_QKD_KEY_BYTES:  # base64 comes in steps of three bytes
+        fields.fail(f"key is empty or longer than {MAX_QKD_KEY_BYTES} bytes")
     return WireKey(key_id, key)
 
 

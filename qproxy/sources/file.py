@@ -75,8 +75,9 @@ class FileSource:
         names = self._key_ids(_MASTER)
         size_bits = 0
         for key_id in names:
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                size_bits = self._path(_MASTER, key_id).lstat().st_size * 8
+            path = self._path(_MASTER, key_id)
+            with contextlib.suppress(_Gone), _disk_errors(path):
+                size_bits = path.lstat().st_size * 8
                 break
         return SourceStatus(
             stored_key_count=len(names),
@@ -92,21 +93,21 @@ class FileSource:
 
     def _take_next(self, number: int, size_bits: int) -> list[QkdKey]:
         size_bytes = _check_request(number, size_bits)
+        candidates = self._key_ids(_MASTER)
+        if len(candidates) < number:  # so that a request that cannot be met claims nothing
+            raise _exhausted(number)
         keys: list[QkdKey] = []
-        candidates = iter(self._key_ids(_MASTER))
         try:
-            while len(keys) < number:
-                key_id = next(candidates, None)
-                if key_id is None:
-                    raise KeySourceError(
-                        Reason.KEYS_EXHAUSTED, f"fewer than {number} keys are left in the directory"
-                    )
-                with contextlib.suppress(FileNotFoundError):  # claimed by another process
+            for key_id in candidates:
+                with contextlib.suppress(_Gone):
                     keys.append(self._claim(_MASTER, key_id, size_bytes))
+                if len(keys) == number:
+                    return keys
         except KeySourceError:
             wipe_keys(keys)
             raise
-        return keys
+        wipe_keys(keys)
+        raise _exhausted(number)
 
     def _take_named(self, key_ids: list[str], size_bits: int) -> list[QkdKey]:
         size_bytes = _check_request(len(key_ids), size_bits)
@@ -119,7 +120,7 @@ class FileSource:
         try:
             for key_id in key_ids:
                 keys.append(self._claim(_SLAVE, key_id, size_bytes))
-        except FileNotFoundError:
+        except _Gone:
             wipe_keys(keys)
             raise _not_found() from None
         except KeySourceError:
@@ -131,13 +132,14 @@ class FileSource:
         """Take one key for good.
 
         Raises:
-            FileNotFoundError: somebody else has it.
+            _Gone: another process has it.
             KeySourceError: the file is not what it should be, or the disk fails.
         """
         found, claimed = self._path(half, key_id), self._path(_CLAIMED, key_id)
         with _disk_errors(found):
             _check_file(found, size_bytes)
             found.rename(claimed)
+        with _still_there(), _disk_errors(claimed):
             _sync_directory(claimed.parent)
             _sync_directory(found.parent)
             key = _read_exactly(claimed, size_bytes)
@@ -147,7 +149,7 @@ class FileSource:
     def _key_ids(self, half: str) -> list[str]:
         self._check_permissions()
         directory = self._directory / half
-        with _disk_errors(directory), os.scandir(directory) as entries:
+        with _still_there(), _disk_errors(directory), os.scandir(directory) as entries:
             found = []
             for entry in entries:
                 key_id = entry.name.removesuffix(_SUFFIX)
@@ -226,12 +228,13 @@ def make_key_directories(
 
 def _write_new(path: Path, content: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with open(descriptor, "wb") as file:
+    with os.fdopen(descriptor, "wb") as file:
         file.write(content)
 
 
 def _check_request(number: int, size_bits: int) -> int:
-    if not 1 <= number <= MAX_KEYS_PER_CALL or size_bits % 8 or size_bits < 8:
+    size_ok = size_bits % 8 == 0 and 8 <= size_bits <= MAX_QKD_KEY_BYTES * 8
+    if not size_ok or not 1 <= number <= MAX_KEYS_PER_CALL:
         raise KeySourceError(
             Reason.KME_BAD_REQUEST,
             f"expected 1 to {MAX_KEYS_PER_CALL} keys of a multiple of 8 bits,"
@@ -264,7 +267,7 @@ def _check_private(path: Path, state: os.stat_result, mode: int) -> None:
 def _read_exactly(path: Path, size_bytes: int) -> bytearray:
     key = bytearray(size_bytes)
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with open(descriptor, "rb", buffering=0) as file:
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
         count = file.readinto(key)
     if count != size_bytes or not any(key):
         key[:] = bytes(size_bytes)
@@ -280,15 +283,32 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+class _Gone(Exception):  # noqa: N818 - the ordinary end of a race, not an error
+    """A key's file is not there any more."""
+
+
 @contextlib.contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the disk says into a KeySourceError, except for a file that is not there."""
+    """Turn what the disk says of ``path`` into a KeySourceError or, if it is not there, _Gone."""
     try:
         yield
     except FileNotFoundError:
-        raise
+        raise _Gone from None
     except OSError as error:
         raise KeySourceError(Reason.KME_UNAVAILABLE, f"{path.parent}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _still_there() -> Iterator[None]:
+    """For what nobody but us may remove: that it is gone is an error."""
+    try:
+        yield
+    except _Gone:
+        raise _unfit("the key directory was changed by somebody else") from None
+
+
+def _exhausted(number: int) -> KeySourceError:
+    return KeySourceError(Reason.KEYS_EXHAUSTED, f"fewer than {number} keys are left")
 
 
 def _not_found() -> KeySourceError:

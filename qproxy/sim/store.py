@@ -1,0 +1,132 @@
+"""Keys that a master SAE has taken and its slave SAE has not yet.
+
+``enc_keys`` at one KME puts a key here, ``dec_keys`` at the other one takes it out; both happen
+in one step each, so a key is given to the master once and to the slave once, however many
+requests run at the same time.
+
+The standard says nothing about how long a key waits. Here it waits ``max_age_s``, and a pair of
+SAEs may have MAX_UNCLAIMED_KEYS waiting; at that bound new keys are refused, because dropping
+old ones would take away keys that the slave has been told of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from qproxy.sources.etsi014_wire import WireKey
+
+#: Most keys that wait for one slave SAE from one master SAE.
+MAX_UNCLAIMED_KEYS = 20_000
+#: How long a key waits for its slave SAE, in seconds, where nothing else is said.
+DEFAULT_MAX_AGE_S = 3600.0
+
+
+class StoreFull(Exception):  # noqa: N818 - an ordinary answer, and part of the interface
+    """The slave SAE has not fetched enough of its keys. Nothing was added."""
+
+
+class NotNamed(Exception):  # noqa: N818 - likewise
+    """A key was made for other SAEs. Nothing was taken."""
+
+
+class KeysNotFound(Exception):  # noqa: N818 - likewise
+    """A key is not there (any more). Nothing was taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaePair:
+    """Who asked for a key, and who else is to have it."""
+
+    master_sae_id: str
+    slave_sae_id: str
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """One key that waits; times in seconds."""
+
+    pair: SaePair
+    key: WireKey
+    since: float
+
+
+class KeyStore:
+    """Every key between ``enc_keys`` and ``dec_keys``.
+
+    Args:
+        max_age_s: how long a key waits, in seconds.
+        max_unclaimed: how many keys may wait for one pair of SAEs.
+    """
+
+    def __init__(
+        self, *, max_age_s: float = DEFAULT_MAX_AGE_S, max_unclaimed: int = MAX_UNCLAIMED_KEYS
+    ) -> None:
+        self._max_age_s = max_age_s
+        self._max_unclaimed = max_unclaimed
+        # Oldest first: a dict keeps the order of insertion, and time does not run back.
+        self._waiting: dict[str, _Waiting] = {}
+        self._counts: dict[SaePair, int] = {}
+
+    def unclaimed(self, pair: SaePair, now: float) -> int:
+        """How many keys wait for the slave SAE of a pair."""
+        self._expire(now)
+        return self._counts.get(pair, 0)
+
+    def check_room(self, pair: SaePair, number: int, now: float) -> None:
+        """Whether ``number`` more keys may wait.
+
+        Raises:
+            StoreFull: they may not.
+        """
+        if self.unclaimed(pair, now) + number > self._max_unclaimed:
+            raise StoreFull
+
+    def add(self, pair: SaePair, keys: Sequence[WireKey], now: float) -> None:
+        """Let keys wait for the slave SAE. The store owns them from here on.
+
+        Raises:
+            StoreFull: there is no room for all of them.
+        """
+        self.check_room(pair, len(keys), now)
+        for key in keys:
+            self._waiting[key.key_id] = _Waiting(pair, key, now)
+        self._counts[pair] = self._counts.get(pair, 0) + len(keys)
+
+    def take(self, pair: SaePair, key_ids: Iterable[str], now: float) -> list[WireKey]:
+        """Take keys out for the slave SAE of ``pair``: all of them, or none.
+
+        Args:
+            pair: the requester as slave, and the master it named.
+            key_ids: distinct IDs.
+            now: the time.
+
+        Returns:
+            The keys in the order asked, owned by the caller.
+
+        Raises:
+            NotNamed: one of them was made for another slave SAE.
+            KeysNotFound: one of them is not there, or was asked for by another master SAE.
+        """
+        self._expire(now)
+        key_ids = tuple(key_ids)
+        found = [self._waiting[key_id] for key_id in key_ids if key_id in self._waiting]
+        if any(entry.pair.slave_sae_id != pair.slave_sae_id for entry in found):
+            raise NotNamed
+        if len(found) < len(key_ids) or any(entry.pair != pair for entry in found):
+            raise KeysNotFound
+        return [self._remove(key_id) for key_id in key_ids]
+
+    def _expire(self, now: float) -> None:
+        while self._waiting:
+            key_id, oldest = next(iter(self._waiting.items()))
+            if now - oldest.since < self._max_age_s:
+                return
+            self._remove(key_id).wipe()
+
+    def _remove(self, key_id: str) -> WireKey:
+        entry = self._waiting.pop(key_id)
+        self._counts[entry.pair] -= 1
+        if not self._counts[entry.pair]:
+            del self._counts[entry.pair]
+        return entry.key

@@ -1,0 +1,341 @@
+"""Every key of both kinds of file: what it may be and its range. Defaults are in the model.
+
+`docs/configuration.md` lists the same keys with their reasons, and a test holds the three
+(schema, docs, configs/reference.yaml) together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from qproxy.config import checks
+from qproxy.config.model import (
+    GIB,
+    KIB,
+    ClientAuth,
+    ControlConfig,
+    Etsi014SourceConfig,
+    FileSourceConfig,
+    GatewayConfig,
+    IdentityConfig,
+    KmeConfig,
+    KmeSimConfig,
+    LinkConfig,
+    ListenerConfig,
+    ListenerTlsConfig,
+    LogConfig,
+    LogFormat,
+    LogLevel,
+    NodeConfig,
+    PeerConfig,
+    RekeyConfig,
+    ServiceConfig,
+    ServiceTlsConfig,
+    ShutdownConfig,
+    TunnelConfig,
+)
+from qproxy.config.scalars import (
+    ByteSize,
+    Directory,
+    Endpoint,
+    Flag,
+    HttpsUrl,
+    Integer,
+    Number,
+    PskFile,
+    ReadableFile,
+    Reference,
+    Text,
+    Word,
+)
+from qproxy.config.sections import ListOf, Named, Section, Tagged, defaults_of
+from qproxy.config.walk import Kind
+from qproxy.keys import MAX_QKD_KEY_BYTES, MIN_QKD_KEY_BYTES
+from qproxy.modes import Aead, KemAlgorithm, KemProviderChoice, Policy
+
+#: Most peers, key sources, listeners and services, each.
+MAX_ENTRIES: Final = 1000
+#: Longest time that may be configured: a week.
+MAX_TIME_S: Final = 604_800.0
+#: AES-GCM allows 2^24.5 full records under one key (RFC 9846 §5.5); we stay below.
+MAX_REKEY_RECORDS: Final = 2**24
+#: Most QKD keys that one epoch may use.
+MAX_QKD_KEYS_PER_EPOCH: Final = 8
+
+_NODE_NAME = Text(
+    "a name of 1 to 253 letters, digits and '._:/@-', as in the certificate",
+    r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,252}",
+)
+_NAME = Text("a name of 1 to 64 letters, digits and '._-'", r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_PEER_NAME = Reference(("peers",), _NODE_NAME)
+_SAE_ID = Text("an SAE ID of 1 to 128 printable ASCII characters without blanks", r"[!-~]{1,128}")
+_CERTIFICATE = ReadableFile("a PEM file with a certificate")
+_PRIVATE_KEY = ReadableFile("a PEM file with a private key", secret=True)
+_CA = ReadableFile("a PEM file with certificates of authorities")
+_LISTEN = Endpoint(listen=True)
+_CONNECT = Endpoint(listen=False)
+
+
+def _seconds(minimum: float, maximum: float, *, never: bool = False) -> Number:
+    return Number(minimum, maximum, "seconds", never=never)
+
+
+_LOG = Section(LogConfig, {"format": Word(LogFormat), "level": Word(LogLevel)})
+
+_NODE = Section(NodeConfig, {"name": _NODE_NAME, "kem_provider": Word(KemProviderChoice)})
+
+_IDENTITY = Section(
+    IdentityConfig,
+    {
+        "certificate": _CERTIFICATE,
+        "private_key": _PRIVATE_KEY,
+        "ca": _CA,
+        "crl": ReadableFile("a PEM file with revocation lists"),
+    },
+)
+
+_TUNNEL = Section(
+    TunnelConfig,
+    {
+        "listen": _LISTEN,
+        "handshake_timeout_s": _seconds(0.1, 300),
+        "ping_interval_s": _seconds(0.1, 3600),
+        "peer_timeout_s": _seconds(0.2, 7200),
+        "max_tunnels": Integer(1, 65_536),
+        "max_streams_per_tunnel": Integer(1, 1_048_576),
+        "max_stream_window_bytes": ByteSize(64 * KIB, GIB),
+        "max_session_window_bytes": ByteSize(128 * KIB, 4 * GIB),
+        "unsafe_allow_classical_group": Flag(),
+        "unsafe_core_dumps": Flag(),
+    },
+    check=checks.check_tunnel,
+)
+
+_REKEY = Section(
+    RekeyConfig,
+    {
+        "interval_s": _seconds(0.1, 86_400),
+        "bytes": ByteSize(64 * KIB, 256 * GIB),
+        "records": Integer(16, MAX_REKEY_RECORDS),
+        "max_age_s": _seconds(1, MAX_TIME_S),
+    },
+    check=checks.check_rekey,
+)
+
+_PEER = Section(
+    PeerConfig,
+    {
+        "address": _CONNECT,
+        "tunnels": Integer(1, 64),
+        "policy": Word(Policy),
+        "max_without_qkd_s": _seconds(1, MAX_TIME_S),
+        "key_source": Reference(("key_sources",), _NAME),
+        "local_sae_id": _SAE_ID,
+        "peer_sae_id": _SAE_ID,
+        "qkd_key_size_bits": Integer(8 * MIN_QKD_KEY_BYTES, 8 * MAX_QKD_KEY_BYTES, multiple_of=8),
+        "qkd_keys_per_epoch": Integer(1, MAX_QKD_KEYS_PER_EPOCH),
+        "kem": Word(KemAlgorithm),
+        "aead": Word(Aead),
+        "psk_file": PskFile(),
+        "pinned_certificate": _CERTIFICATE,
+        "rekey": _REKEY,
+        "epoch_timeout_s": _seconds(0.1, 300),
+        "kme_timeout_s": _seconds(0.05, 120),
+    },
+    check=checks.check_peer,
+    complete=checks.complete_peer,
+    hints={"psk": "put the key into a file and give its path as psk_file"},
+)
+
+_ETSI_014 = Section(
+    Etsi014SourceConfig,
+    {
+        "url": HttpsUrl(),
+        "ca": _CA,
+        "certificate": _CERTIFICATE,
+        "private_key": _PRIVATE_KEY,
+        "server_name": _NODE_NAME,
+        "connect_timeout_s": _seconds(0.05, 60),
+        "request_timeout_s": _seconds(0.05, 120),
+    },
+)
+
+_FILE_SOURCE = Section(FileSourceConfig, {"directory": Directory("a directory of keys")})
+
+_LISTENER_TLS = Section(
+    ListenerTlsConfig,
+    {
+        "certificate": _CERTIFICATE,
+        "private_key": _PRIVATE_KEY,
+        "client_ca": _CA,
+        "client_auth": Word(ClientAuth),
+    },
+    check=checks.check_listener_tls,
+)
+
+_LISTENER = Section(
+    ListenerConfig,
+    {
+        "listen": _LISTEN,
+        "peer": _PEER_NAME,
+        "service": _NAME,
+        "tls": _LISTENER_TLS,
+        "wait_for_service": Flag(),
+        "idle_timeout_s": _seconds(1, MAX_TIME_S, never=True),
+        "max_connections": Integer(1, 1_000_000),
+        "handshake_timeout_s": _seconds(0.1, 300),
+        "unsafe_allow_remote_plaintext": Flag(),
+    },
+    check=checks.check_listener,
+    hints={"connect": "a listener has 'listen' and 'service'; 'connect' belongs to a service"},
+)
+
+_SERVICE_TLS = Section(
+    ServiceTlsConfig,
+    {
+        "ca": _CA,
+        "server_name": _NODE_NAME,
+        "certificate": _CERTIFICATE,
+        "private_key": _PRIVATE_KEY,
+    },
+    check=checks.check_service_tls,
+)
+
+_SERVICE = Section(
+    ServiceConfig,
+    {
+        "connect": _CONNECT,
+        "tls": _SERVICE_TLS,
+        "peers": ListOf(_PEER_NAME, "a list of peers' names, each once", MAX_ENTRIES),
+        "connect_timeout_s": _seconds(0.05, 300),
+        "idle_timeout_s": _seconds(1, MAX_TIME_S, never=True),
+        "max_connections": Integer(1, 1_000_000),
+    },
+    check=checks.check_service,
+    hints={"listen": "a service has 'connect'; 'listen' belongs to a listener"},
+)
+
+GATEWAY: Final = Section(
+    GatewayConfig,
+    {
+        "node": _NODE,
+        "log": _LOG,
+        "identity": _IDENTITY,
+        "tunnel": _TUNNEL,
+        "peers": Named(_NODE_NAME, _PEER, "<peer>", 1, MAX_ENTRIES),
+        "key_sources": Named(
+            _NAME,
+            Tagged({"etsi-qkd-014": _ETSI_014, "file": _FILE_SOURCE}),
+            "<key source>",
+            0,
+            MAX_ENTRIES,
+        ),
+        "listeners": Named(_NAME, _LISTENER, "<listener>", 0, MAX_ENTRIES),
+        "services": Named(_NAME, _SERVICE, "<service>", 0, MAX_ENTRIES),
+        "shutdown": Section(ShutdownConfig, {"drain_s": _seconds(0, 3600)}),
+    },
+    complete=checks.complete_gateway,
+    hints={"kme_sim": "this is a file for 'qproxy kme-sim', not for a gateway"},
+)
+
+_KEY_SIZE = Integer(8, 8 * MAX_QKD_KEY_BYTES, multiple_of=8)
+
+_KME_SIM: Final[dict[str, Kind]] = {
+    "kmes": Named(
+        _NAME,
+        Section(
+            KmeConfig,
+            {
+                "listen": _LISTEN,
+                "certificate": _CERTIFICATE,
+                "private_key": _PRIVATE_KEY,
+                "ca": _CA,
+            },
+        ),
+        "<kme>",
+        2,
+        2,
+    ),
+    "saes": Named(_SAE_ID, Reference(("kme_sim", "kmes"), _NAME), "<sae>", 2, MAX_ENTRIES),
+    "link": Section(
+        LinkConfig,
+        {
+            "key_rate_bps": Number(0, 1e9, "bits per second"),
+            "qber": Number(0, 0.5, ""),
+            "key_size_bits": _KEY_SIZE,
+            "max_key_count": Integer(1, 1_000_000),
+            "initial_key_count": Integer(0, 1_000_000),
+            "min_key_size_bits": _KEY_SIZE,
+            "max_key_size_bits": _KEY_SIZE,
+            "max_key_per_request": Integer(1, 10_000),
+        },
+        check=checks.check_link,
+    ),
+    "control": Section(ControlConfig, {"listen": Endpoint(listen=True, loopback_only=True)}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KmeSimFile:
+    """The file of `qproxy kme-sim` as written: the simulator's keys stand one level down."""
+
+    kme_sim: KmeSimConfig
+    log: LogConfig = LogConfig()  # noqa: RUF009 - frozen
+
+
+KME_SIM: Final = Section(
+    KmeSimFile,
+    {
+        "kme_sim": Section(KmeSimConfig, _KME_SIM, complete=checks.complete_kme_sim),
+        "log": _LOG,
+    },
+    hints=dict.fromkeys(
+        ("node", "peers", "listeners", "services", "identity", "tunnel", "key_sources"),
+        "this is a key of a gateway's file ('qproxy run'), not of 'qproxy kme-sim'",
+    ),
+)
+
+#: Stands for "no default: the key must be given" in `KeyInfo.default`.
+REQUIRED: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class KeyInfo:
+    """One key of the schema, for documentation.
+
+    Attributes:
+        path: Dotted, with placeholders for chosen names, such as `peers.<peer>.policy`.
+        expected: What it may be, as error messages say it.
+        default: Its default, or REQUIRED.
+    """
+
+    path: str
+    expected: str
+    default: Any
+
+
+def list_keys(section: Section, prefix: str = "") -> Iterator[KeyInfo]:
+    """Every key that a file may have and that holds a value, in the schema's order."""
+    defaults = defaults_of(section.into)
+    for name, kind in section.keys.items():
+        yield from _list_kind(kind, f"{prefix}{name}", defaults.get(name, REQUIRED))
+
+
+def _list_kind(kind: Kind, path: str, default: Any) -> Iterator[KeyInfo]:
+    match kind:
+        case Section():
+            yield from list_keys(kind, f"{path}.")
+        case Named(item=item, placeholder=placeholder):
+            yield from _list_kind(item, f"{path}.{placeholder}", REQUIRED)
+        case Tagged(types=types):
+            yield from _list_tagged(types, path)
+        case _:
+            yield KeyInfo(path, kind.expected, default)
+
+
+def _list_tagged(types: Mapping[str, Section], path: str) -> Iterator[KeyInfo]:
+    yield KeyInfo(f"{path}.type", "one of " + ", ".join(types), REQUIRED)
+    for section in types.values():
+        yield from list_keys(section, f"{path}.")

@@ -1,0 +1,249 @@
+"""Listening, accepting and dialling: addresses in, plain non-blocking sockets out."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from qproxy.address import Address, UnixAddress, parse_address
+from qproxy.errors import Reason
+from qproxy.net.endpoint import ConnectionLost
+
+__all__ = ["accept", "open_connection", "open_listeners", "parse_address"]
+
+#: Connections the kernel holds for a listener before anybody accepts them.
+DEFAULT_BACKLOG = 1024
+#: Addresses of one name that are tried or listened on.
+MAX_ADDRESSES = 8
+#: Rest after the system ran out of descriptors or memory, in seconds.
+_EXHAUSTED_REST_S = 0.1
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+#: accept(2): errors of the connection that was about to be accepted, not of the listener.
+_STILLBORN = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EPERM,
+        errno.EPROTO,
+        errno.ENETDOWN,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP,
+        errno.ENETUNREACH,
+    }
+)
+
+_Found = tuple[socket.AddressFamily, Any]
+
+
+def open_listeners(
+    address: Address, backlog: int = DEFAULT_BACKLOG, *, reuse_port: bool = False
+) -> list[socket.socket]:
+    """Listen on an address.
+
+    Args:
+        address: where. A host name is resolved here, blocking, and every address it has gets a
+            listener; with port 0 all of them share the first one's port. A unix socket's file
+            has mode 0600; one left over from before is removed only if nobody answers on it.
+        backlog: connections the kernel holds before they are accepted.
+        reuse_port: let several processes share the port (SO_REUSEPORT).
+
+    Returns:
+        Non-blocking listening sockets, at least one.
+
+    Raises:
+        OSError: the address cannot be resolved or bound, or somebody listens there.
+    """
+    if isinstance(address, UnixAddress):
+        return [_listen_unix(address, backlog)]
+    found = [
+        (family, sockaddr)
+        for family, _, _, _, sockaddr in socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    ]
+    listeners: list[socket.socket] = []
+    try:
+        port = address.port
+        for family, sockaddr in dict.fromkeys(found[:MAX_ADDRESSES]):
+            listener = _listen_tcp(family, (sockaddr[0], port, *sockaddr[2:]), backlog, reuse_port)
+            listeners.append(listener)
+            port = listener.getsockname()[1]
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+async def accept(listener: socket.socket) -> socket.socket:
+    """Wait for the next connection.
+
+    Connections that die while they wait are passed over, and where the system is out of
+    descriptors or memory it is given a moment.
+
+    Returns:
+        A non-blocking socket, owned by the caller.
+
+    Raises:
+        OSError: the listener itself is broken.
+        trio.ClosedResourceError: the listener was closed meanwhile.
+    """
+    while True:
+        try:
+            sock, _ = listener.accept()
+        except BlockingIOError:
+            await trio.lowlevel.wait_readable(listener)
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise trio.ClosedResourceError("the listener is closed") from None
+            if error.errno in _EXHAUSTED:
+                await trio.sleep(_EXHAUSTED_REST_S)
+            elif error.errno not in _STILLBORN:
+                raise
+        else:
+            sock.setblocking(False)
+            return sock
+
+
+async def open_connection(address: Address, timeout_s: float) -> socket.socket:
+    """Connect, trying each address of a host name in turn.
+
+    Args:
+        address: where to.
+        timeout_s: for all tries together; each gets an equal share of what is left.
+
+    Returns:
+        A connected non-blocking socket, owned by the caller.
+
+    Raises:
+        ConnectionLost: CONNECT_REFUSED, CONNECT_TIMEOUT or CONNECT_FAILED, of the last try.
+    """
+    deadline = trio.current_time() + timeout_s
+    with trio.move_on_after(timeout_s):
+        candidates = await _resolve(address)
+        failure = ConnectionLost(Reason.CONNECT_FAILED, f"{address} has no address")
+        for position, (family, sockaddr) in enumerate(candidates):
+            left_s = max(0.0, deadline - trio.current_time())
+            failure = ConnectionLost(
+                Reason.CONNECT_TIMEOUT, f"no answer from {address} in {timeout_s} s"
+            )
+            with trio.move_on_after(left_s / (len(candidates) - position)):
+                try:
+                    return await _connect(family, sockaddr)
+                except OSError as error:
+                    failure = _connect_failure(address, error)
+        raise failure
+    raise ConnectionLost(Reason.CONNECT_TIMEOUT, f"no answer from {address} in {timeout_s} s")
+
+
+async def _resolve(address: Address) -> Sequence[_Found]:
+    if isinstance(address, UnixAddress):
+        return [(socket.AF_UNIX, address.path)]
+    try:
+        found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError:
+        raise ConnectionLost(
+            Reason.CONNECT_FAILED, f"the name {address.host!r} cannot be resolved"
+        ) from None
+    return [(family, sockaddr) for family, _, _, _, sockaddr in found[:MAX_ADDRESSES]]
+
+
+async def _connect(family: socket.AddressFamily, sockaddr: Any) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        try:
+            sock.connect(sockaddr)
+        except BlockingIOError as error:
+            if error.errno != errno.EINPROGRESS:  # a unix listener's backlog is full
+                raise
+            await trio.lowlevel.wait_writable(sock)
+            failed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if failed:
+                raise OSError(failed, os.strerror(failed)) from None
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _connect_failure(address: Address, error: OSError) -> ConnectionLost:
+    name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+    if error.errno == errno.ETIMEDOUT:
+        return ConnectionLost(Reason.CONNECT_TIMEOUT, f"no answer from {address} ({name})")
+    if error.errno in (errno.ECONNREFUSED, errno.ECONNRESET):
+        return ConnectionLost(Reason.CONNECT_REFUSED, f"{address} refuses the connection ({name})")
+    return ConnectionLost(Reason.CONNECT_FAILED, f"cannot connect to {address} ({name})")
+
+
+def _listen_tcp(
+    family: socket.AddressFamily, sockaddr: Any, backlog: int, reuse_port: bool
+) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port and sys.platform != "win32":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(sockaddr)
+        listener.listen(backlog)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _listen_unix(address: UnixAddress, backlog: int) -> socket.socket:
+    _remove_stale(Path(address.path))
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # By umask and not by chmod afterwards: nobody else may connect in between.
+        previous = os.umask(0o177)
+        try:
+            listener.bind(address.path)
+        finally:
+            os.umask(previous)
+        listener.listen(backlog)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket file that nobody listens on.
+
+    Raises:
+        OSError: EADDRINUSE where somebody does, or where it is no socket at all.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EADDRINUSE, "a file that is no socket stands there", str(path))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+            return
+        except BlockingIOError:
+            pass  # a full backlog: somebody is there
+    raise OSError(errno.EADDRINUSE, "somebody listens there", str(path))

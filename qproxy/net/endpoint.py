@@ -212,6 +212,8 @@ class TcpEndpoint(_SocketEndpoint):
         except BlockingIOError:
             return 0
         except OSError as error:
+            if self._eof_sent and error.errno == errno.EPIPE:
+                raise _eof_was_sent() from None
             raise _lost(error) from None
 
     async def wait_receivable(self) -> None:
@@ -372,7 +374,7 @@ class TlsEndpoint(_SocketEndpoint):
         """
         self._check_usable()
         if self._eof_sent:
-            raise ConnectionLost(Reason.CLOSED, "this direction has ended")
+            raise _eof_was_sent()
         taken = index = offset = 0
         while index < len(data):
             chunk = _chunk(data, index, offset, self._blocked_bytes or MAX_TLS_PLAINTEXT_BYTES)
@@ -522,6 +524,10 @@ def _chunk(data: Sequence[memoryview], index: int, offset: int, size: int) -> me
 
 def _closed_here() -> ConnectionLost:
     return ConnectionLost(Reason.CLOSED, "the connection was closed on this side")
+
+
+def _eof_was_sent() -> ConnectionLost:
+    return ConnectionLost(Reason.CLOSED, "this side has ended its direction")
 
 
 def _again(lost: ConnectionLost) -> ConnectionLost:

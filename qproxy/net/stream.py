@@ -82,8 +82,8 @@ class EndpointStream(trio.abc.HalfCloseableStream):
 
     @contextlib.contextmanager
     def _sender(self) -> Iterator[None]:
-        if self._closed:
-            raise trio.ClosedResourceError("the stream is closed")
+        if self._closed or self._eof_sent:
+            raise trio.ClosedResourceError("the stream is closed for sending")
         if self._sending:
             raise trio.BusyResourceError("another task is sending")
         self._sending = True

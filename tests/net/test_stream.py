@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import trio
 from trio.testing import check_half_closeable_stream
@@ -18,10 +20,13 @@ async def streams(make_pair):
 
 async def clogged(make_pair):
     a, b = await streams(make_pair)
-    data = memoryview(bytes(65536))
     for stream in (a, b):
-        while stream.endpoint.try_send((data,)):
-            pass
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            stream.endpoint.sock.setsockopt(socket.SOL_SOCKET, option, 4096)
+    for stream in (a, b):
+        for size in (65536, 1):
+            while stream.endpoint.try_send((memoryview(bytes(size)),)):
+                pass
     return a, b
 
 

@@ -1,0 +1,227 @@
+"""Listening, accepting and dialling."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+import trio
+
+from qproxy.address import TcpAddress, UnixAddress
+from qproxy.errors import Reason
+from qproxy.net.endpoint import ConnectionLost
+from qproxy.net.listen import accept, open_connection, open_listeners
+
+
+@pytest.fixture
+def unix_path(tmp_path):
+    return tmp_path / "s.sock"
+
+
+async def connects(address) -> None:
+    (listener,) = open_listeners(address)
+    with listener:
+        where = address
+        if isinstance(address, TcpAddress):
+            where = TcpAddress(*listener.getsockname()[:2])
+        with await open_connection(where, 5) as dialled, await accept(listener) as accepted:
+            assert not dialled.getblocking()
+            assert not accepted.getblocking()
+            dialled.send(b"x")
+            await trio.lowlevel.wait_readable(accepted)
+            assert accepted.recv(10) == b"x"
+
+
+async def test_tcp():
+    await connects(TcpAddress("127.0.0.1", 0))
+
+
+async def test_ipv6():
+    try:
+        await connects(TcpAddress("::1", 0))
+    except OSError as error:
+        if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            raise
+        pytest.skip("no IPv6 loopback here")
+
+
+async def test_unix(unix_path):
+    await connects(UnixAddress(str(unix_path)))
+
+
+async def test_unix_socket_is_for_its_owner_alone(unix_path):
+    before = os.umask(0o022)
+    try:
+        (listener,) = open_listeners(UnixAddress(str(unix_path)))
+        with listener:
+            assert stat.S_IMODE(unix_path.stat().st_mode) == 0o600
+        assert os.umask(0o022) == 0o022, "the umask was not put back"
+    finally:
+        os.umask(before)
+
+
+async def test_stale_unix_socket_is_replaced(unix_path):
+    (listener,) = open_listeners(UnixAddress(str(unix_path)))
+    listener.close()
+    assert unix_path.exists()
+    await connects(UnixAddress(str(unix_path)))
+
+
+@pytest.mark.parametrize("backlog", [0, 10])
+async def test_unix_socket_in_use_is_left_alone(unix_path, backlog):
+    address = UnixAddress(str(unix_path))
+    (listener,) = open_listeners(address, backlog)
+    waiting = []
+    try:
+        if backlog == 0:  # full: nobody can tell it from a listener that never accepts
+            waiting.append(await open_connection(address, 5))
+        with pytest.raises(OSError) as caught:
+            open_listeners(address)
+        assert caught.value.errno == errno.EADDRINUSE
+        assert unix_path.exists()
+    finally:
+        for sock in (listener, *waiting):
+            sock.close()
+
+
+async def test_a_file_that_is_no_socket_is_left_alone(unix_path):
+    unix_path.write_text("precious")
+    with pytest.raises(OSError) as caught:
+        open_listeners(UnixAddress(str(unix_path)))
+    assert caught.value.errno == errno.EADDRINUSE
+    assert unix_path.read_text() == "precious"
+
+
+async def test_port_in_use_is_refused_unless_shared():
+    (first,) = open_listeners(TcpAddress("127.0.0.1", 0), reuse_port=True)
+    with first:
+        address = TcpAddress(*first.getsockname())
+        with pytest.raises(OSError):
+            open_listeners(address)
+        (second,) = open_listeners(address, reuse_port=True)
+        second.close()
+
+
+async def test_a_name_with_several_addresses_listens_on_one_port(monkeypatch):
+    found = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0))
+        for host in ("127.0.0.1", "127.0.0.2")
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: found)
+    listeners = open_listeners(TcpAddress("both.test", 0))
+    assert [s.getsockname()[0] for s in listeners] == ["127.0.0.1", "127.0.0.2"]
+    assert len({s.getsockname()[1] for s in listeners}) == 1
+    for listener in listeners:
+        listener.close()
+
+
+async def failure(address, timeout_s=5) -> Reason:
+    with pytest.raises(ConnectionLost) as caught:
+        await open_connection(address, timeout_s)
+    return caught.value.reason
+
+
+def closed_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+async def test_refused():
+    assert await failure(TcpAddress("127.0.0.1", closed_port())) is Reason.CONNECT_REFUSED
+
+
+async def test_no_unix_socket_there(tmp_path: Path):
+    assert await failure(UnixAddress(str(tmp_path / "none"))) is Reason.CONNECT_FAILED
+
+
+class Resolver(trio.abc.HostnameResolver):
+    """Answers with fixed addresses; None for no such name, Ellipsis for never."""
+
+    def __init__(self, addresses) -> None:
+        self.addresses = addresses
+
+    async def getaddrinfo(self, host, port, *_, **__):
+        if self.addresses is ...:
+            await trio.sleep_forever()
+        if self.addresses is None:
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+            for address in self.addresses
+        ]
+
+    async def getnameinfo(self, sockaddr, flags):
+        raise NotImplementedError
+
+
+async def test_no_such_name():
+    trio.socket.set_custom_hostname_resolver(Resolver(None))
+    assert await failure(TcpAddress("nowhere.test", 1)) is Reason.CONNECT_FAILED
+
+
+async def test_a_resolver_that_hangs_is_a_timeout(autojump_clock):
+    trio.socket.set_custom_hostname_resolver(Resolver(...))
+    assert await failure(TcpAddress("slow.test", 1)) is Reason.CONNECT_TIMEOUT
+    assert trio.current_time() > 0
+
+
+async def test_the_next_address_is_tried():
+    (listener,) = open_listeners(TcpAddress("127.0.0.1", 0))
+    with listener:
+        trio.socket.set_custom_hostname_resolver(Resolver(["127.0.0.2", "127.0.0.1"]))
+        address = TcpAddress("two.test", listener.getsockname()[1])
+        with await open_connection(address, 5) as sock:
+            assert sock.getpeername()[0] == "127.0.0.1"
+
+
+async def test_no_answer_is_a_timeout(autojump_clock):
+    # A listener whose backlog is full drops further SYNs: nobody ever answers.
+    (listener,) = open_listeners(TcpAddress("127.0.0.1", 0), backlog=0)
+    address = TcpAddress(*listener.getsockname())
+    with listener, await open_connection(address, 5):
+        assert await failure(address, 3) is Reason.CONNECT_TIMEOUT
+
+
+async def test_closing_the_listener_wakes_accept():
+    (listener,) = open_listeners(TcpAddress("127.0.0.1", 0))
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def accepting():
+            with pytest.raises(trio.ClosedResourceError):
+                await accept(listener)
+
+        await trio.testing.wait_all_tasks_blocked()
+        trio.lowlevel.notify_closing(listener)
+        listener.close()
+
+
+class FailingListener:
+    """A listener whose accept fails so many times with an errno."""
+
+    def __init__(self, listener, number, times):
+        self._listener, self._number, self._times = listener, number, times
+
+    def accept(self):
+        if self._times:
+            self._times -= 1
+            raise OSError(self._number, "made up")
+        return self._listener.accept()
+
+
+@pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EMFILE, errno.ENOBUFS])
+async def test_accept_outlives_passing_errors(number, autojump_clock):
+    (listener,) = open_listeners(TcpAddress("127.0.0.1", 0))
+    with listener, await open_connection(TcpAddress(*listener.getsockname()), 5):
+        (await accept(FailingListener(listener, number, 3))).close()
+
+
+async def test_accept_gives_up_on_a_broken_listener():
+    with pytest.raises(OSError) as caught:
+        await accept(FailingListener(None, errno.EINVAL, 1))
+    assert caught.value.errno == errno.EINVAL

@@ -1,0 +1,1 @@
+"""The tunnel protocol, sans-IO. Start at :class:`qproxy.tunnel.connection.Connection`."""

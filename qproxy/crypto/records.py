@@ -1,0 +1,170 @@
+"""Record protection in the TLS 1.3 record format, under an epoch's keys.
+
+On the wire a record is ``17 03 03 len`` and ``AEAD(key, iv XOR seq, content ‖ type ‖ zeros)`` with
+the five header bytes as associated data: RFC 9846 §5.1 to §5.3. Only the keys are ours.
+
+Theory of operation: one :class:`RecordSealer` per direction and epoch writes, one
+:class:`RecordOpener` reads. Both work into buffers the caller owns, so that a record costs no
+allocation of its own size. Neither keeps the traffic secret: key and IV are derived once.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+
+from qproxy.crypto import labels
+from qproxy.crypto.schedule import expand
+from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError
+from qproxy.modes import Aead
+
+#: ContentType of TLS records (RFC 9846 §5.1).
+CONTENT_CHANGE_CIPHER_SPEC = 20
+CONTENT_ALERT = 21
+CONTENT_HANDSHAKE = 22
+CONTENT_APPLICATION_DATA = 23
+
+#: Record header: type, legacy version, length.
+HEADER_BYTES = 5
+#: Content of a record at most (RFC 9846 §5.1: 2^14).
+MAX_CONTENT_BYTES = 1 << 14
+#: AEAD tag of both suites (RFC 9846 §5.2).
+TAG_BYTES = 16
+#: What a record adds to its content: header, inner type, tag.
+OVERHEAD_BYTES = HEADER_BYTES + 1 + TAG_BYTES
+#: Encrypted part of a record at most (RFC 9846 §5.2: 2^14 + 256).
+MAX_CIPHERTEXT_BYTES = MAX_CONTENT_BYTES + 256
+#: A whole record at most.
+MAX_RECORD_BYTES = HEADER_BYTES + MAX_CIPHERTEXT_BYTES
+
+KEY_BYTES = 32
+IV_BYTES = 12
+
+#: Records under one AES-GCM key at most: 2^24.5 full-size records (RFC 9846 §5.5).
+#: ChaCha20-Poly1305 has no such limit before the sequence number wraps; the same number is kept
+#: for both, so that no deployment changes its rekey behaviour by changing its suite.
+MAX_RECORDS_PER_KEY = 23_726_566
+
+_AeadCipher: TypeAlias = AESGCM | ChaCha20Poly1305
+_CIPHERS: dict[Aead, type[AESGCM] | type[ChaCha20Poly1305]] = {
+    Aead.AES_256_GCM: AESGCM,
+    Aead.CHACHA20_POLY1305: ChaCha20Poly1305,
+}
+_HEADER_PREFIX = b"\x17\x03\x03"
+
+
+def _cipher_and_iv(aead: Aead, traffic_secret: bytes | bytearray) -> tuple[_AeadCipher, int]:
+    """The traffic key's cipher object, and the IV as a number (RFC 9846 §7.3, our labels)."""
+    key = bytearray(expand(traffic_secret, labels.KEY, b"", KEY_BYTES))
+    iv = expand(traffic_secret, labels.IV, b"", IV_BYTES)
+    cipher = _CIPHERS[aead](key)
+    key[:] = bytes(KEY_BYTES)
+    return cipher, int.from_bytes(iv, "big")
+
+
+class RecordSealer:
+    """Protects the records of one direction of one epoch.
+
+    Attributes:
+        records: sequence number of the next record; how many were sealed so far.
+    """
+
+    __slots__ = ("_cipher", "_iv", "records")
+
+    def __init__(self, aead: Aead, traffic_secret: bytes | bytearray) -> None:
+        self._cipher, self._iv = _cipher_and_iv(aead, traffic_secret)
+        self.records = 0
+
+    def seal_into(self, inner: memoryview, out: memoryview) -> int:
+        """Write one record.
+
+        Args:
+            inner: content followed by its type byte, 1 to 2^14 + 1 bytes.
+            out: where the record goes, at least ``len(inner) + 21`` bytes.
+
+        Returns:
+            The record's length: ``len(inner) + 21``.
+
+        Raises:
+            LocalProtocolError: the key has protected all the records it may.
+        """
+        if self.records >= MAX_RECORDS_PER_KEY:
+            raise LocalProtocolError(Reason.SEQUENCE_LIMIT, "record limit of this key reached")
+        sealed_bytes = len(inner) + TAG_BYTES
+        header = _HEADER_PREFIX + sealed_bytes.to_bytes(2, "big")
+        out[:HEADER_BYTES] = header
+        nonce = (self._iv ^ self.records).to_bytes(IV_BYTES, "big")
+        end = HEADER_BYTES + sealed_bytes
+        self._cipher.encrypt_into(nonce, inner, header, out[HEADER_BYTES:end])
+        self.records += 1
+        return end
+
+
+class RecordOpener:
+    """Opens the records of one direction of one epoch, in order.
+
+    Attributes:
+        records: sequence number of the next record; how many were opened so far.
+    """
+
+    __slots__ = ("_cipher", "_iv", "records")
+
+    def __init__(self, aead: Aead, traffic_secret: bytes | bytearray) -> None:
+        self._cipher, self._iv = _cipher_and_iv(aead, traffic_secret)
+        self.records = 0
+
+    def open_into(self, record: memoryview, out: memoryview) -> int:
+        """Open one whole record.
+
+        Args:
+            record: the record with its header; its length has been checked by the splitter.
+            out: where the inner plaintext goes, at least ``len(record) - 21 + 1`` bytes.
+
+        Returns:
+            The length of the content now at the start of ``out``.
+
+        Raises:
+            RemoteProtocolError: ``bad_record_mac`` (the same for every cause of a failed tag),
+                ``record_overflow``, ``unexpected_message`` for another inner type, or
+                ``sequence_limit``.
+        """
+        if self.records >= MAX_RECORDS_PER_KEY:
+            raise RemoteProtocolError(Reason.SEQUENCE_LIMIT, "record limit of this key passed")
+        inner_bytes = len(record) - HEADER_BYTES - TAG_BYTES
+        if inner_bytes < 1:
+            raise RemoteProtocolError(Reason.BAD_RECORD_MAC, "record shorter than its tag")
+        nonce = (self._iv ^ self.records).to_bytes(IV_BYTES, "big")
+        try:
+            self._cipher.decrypt_into(
+                nonce, record[HEADER_BYTES:], record[:HEADER_BYTES], out[:inner_bytes]
+            )
+        except InvalidTag:
+            raise RemoteProtocolError(Reason.BAD_RECORD_MAC, "a record did not verify") from None
+        self.records += 1
+        end = inner_bytes - 1
+        if out[end] == 0:
+            end = self._skip_padding(out, end)
+        if out[end] != CONTENT_APPLICATION_DATA:
+            raise RemoteProtocolError(
+                Reason.UNEXPECTED_MESSAGE, f"inner content type {out[end]}, expected 23"
+            )
+        if end > MAX_CONTENT_BYTES:
+            raise RemoteProtocolError(
+                Reason.RECORD_OVERFLOW, f"content of {end} bytes, limit {MAX_CONTENT_BYTES}"
+            )
+        return end
+
+    @staticmethod
+    def _skip_padding(out: memoryview, end: int) -> int:
+        """Index of the inner type, before the zero padding (RFC 9846 §5.4)."""
+        content = bytes(out[: end + 1]).rstrip(b"\0")
+        if not content:
+            raise RemoteProtocolError(Reason.UNEXPECTED_MESSAGE, "a record of padding only")
+        return len(content) - 1
+
+
+def content_bytes_for(frame_bytes: int) -> int:
+    """Wire size of a record whose content is ``frame_bytes`` long."""
+    return frame_bytes + OVERHEAD_BYTES

@@ -1,0 +1,690 @@
+"""One end of a tunnel: bytes and the time in, events and bytes out.
+
+Theory of operation. :class:`Connection` owns the record splitter, the record writer, the TLS phase,
+the epoch exchange and the session of streams, and decides only which of them a record belongs to
+and when keys change. A driver does five things: it puts received bytes into :meth:`receive_buffer`
+and calls :meth:`received`; sends what :meth:`data_to_send` gives and calls :meth:`data_sent`;
+handles the :meth:`events`; calls :meth:`handle_timeout` when :meth:`next_timeout` has passed; and
+calls the methods that open, feed and close streams.
+
+No sockets, no clock, no randomness of its own: time is an argument, random bytes and ML-KEM come
+from the constructor. Errors: :class:`~qproxy.errors.RemoteProtocolError` means the peer (or the
+path) broke the protocol and the tunnel is over; :class:`~qproxy.errors.LocalProtocolError` means
+the caller asked for something that cannot be; anything else out of this class is a bug.
+
+Key changes, in order (docs/protocol.md, "Commit and switch"):
+
+* client: ACCEPT verified, CONFIRM and SWITCH under the old key, then the new key; reads under the
+  old key until the server's SWITCH.
+* server: CONFIRM verified, SWITCH under the old key, then the new key; the client's very next
+  record is its SWITCH.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from OpenSSL import SSL
+
+from qproxy.crypto.kem import KemProvider
+from qproxy.crypto.records import RecordOpener, RecordSealer
+from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError, public_reason
+from qproxy.keys import QkdKey
+from qproxy.modes import Mode, Policy
+from qproxy.tunnel.codec import malformed
+from qproxy.tunnel.constants import (
+    MAX_RECORDS_BEFORE_CLIENT_SWITCH,
+    MAX_RECORDS_BEFORE_SERVER_SWITCH,
+)
+from qproxy.tunnel.epoch_client import ClientEpochs
+from qproxy.tunnel.epoch_server import ServerEpochs
+from qproxy.tunnel.epochs import Committed, make_binding, wipe_keys
+from qproxy.tunnel.events import (
+    EpochConfirmed,
+    Event,
+    GoAwayReceived,
+    HandshakeCompleted,
+    TunnelClosed,
+    TunnelEstablished,
+)
+from qproxy.tunnel.frames import (
+    FRAME_HEADER,
+    FRAME_HEADER_BYTES,
+    LONE_FRAMES,
+    STREAM_FRAMES,
+    FrameType,
+    OpenRequest,
+    decode_epoch_number,
+    decode_reason,
+)
+from qproxy.tunnel.messages import Abort, Accept, Confirm, Offer, Reject, decode_epoch_message
+from qproxy.tunnel.records_in import RecordSplitter
+from qproxy.tunnel.records_out import MAX_OUTPUT_BYTES, RecordWriter
+from qproxy.tunnel.session import Session
+from qproxy.tunnel.settings import Role, TunnelSettings
+from qproxy.tunnel.states import ClientEpochState, Phase, ServerEpochState
+from qproxy.tunnel.timers import Timers
+from qproxy.tunnel.tls_phase import TlsPhase
+
+_DATA = int(FrameType.DATA)
+
+
+class Connection:
+    """One end of one tunnel.
+
+    Attributes:
+        role: client (dialled) or server.
+        phase: where the tunnel stands.
+        session: the streams; read its counters, call them through this class.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        settings: TunnelSettings,
+        *,
+        tls_context: SSL.Context,
+        kem: KemProvider,
+        random_bytes: Callable[[int], bytes],
+        now: float,
+    ) -> None:
+        """Make one end of a tunnel.
+
+        Args:
+            role: CLIENT for the end that dialled.
+            settings: names, policy, limits.
+            tls_context: a TLS 1.3 context with our certificate, the trust and ALPN "qproxy/1".
+            kem: ML-KEM provider.
+            random_bytes: source of nonces and IDs; ``os.urandom`` outside tests.
+            now: monotonic time in seconds, on the clock of every later ``now``.
+        """
+        self.role = role
+        self.phase = Phase.TLS
+        self._settings = settings
+        self._kem = kem
+        self._random_bytes = random_bytes
+        self._events: list[Event] = []
+        self._splitter = RecordSplitter()
+        self._writer = RecordWriter()
+        self._tls: TlsPhase | None = TlsPhase(tls_context, role, settings)
+        self._epochs: ClientEpochs | ServerEpochs | None = None
+        self._opener: RecordOpener | None = None
+        self._next_opener: RecordOpener | None = None
+        self._records_to_switch = 0
+        self._plain = memoryview(bytearray(self._splitter.capacity))
+        self._peer_ended = False
+        self.session = Session(role, settings, self._writer, self._events, now)
+        self._timers = Timers(settings, role, self._writer, self.session, self._events, now)
+        if role is Role.CLIENT:
+            self._writer.add_raw(self._tls.start())
+
+    # What the driver asks.
+
+    @property
+    def closed(self) -> bool:
+        """The tunnel is over; send what is left and close the connection."""
+        return self.phase is Phase.CLOSED
+
+    @property
+    def established(self) -> bool:
+        """Streams may be opened, unless going away."""
+        return self.phase is Phase.OPEN
+
+    @property
+    def epoch(self) -> int:
+        """Number of the last epoch this end committed; 0 before the first."""
+        return self._epochs.chain.epoch - 1 if self._epochs is not None else 0
+
+    @property
+    def effective_policy(self) -> Policy:
+        """The stricter of both ends' policies, as far as known."""
+        return self._settings.policy if self._epochs is None else self._epochs.effective_policy
+
+    @property
+    def qkd_age_from(self) -> float | None:
+        """When a QKD key last entered the keys; None where none ever did."""
+        if self._epochs is None or not self._epochs.qkd_ever:
+            return None
+        return self._epochs.fresh_qkd_at
+
+    @property
+    def epoch_exchange_idle(self) -> bool:
+        """Client: whether ``start_epoch`` may be called now."""
+        return (
+            isinstance(self._epochs, ClientEpochs)
+            and self._epochs.state is ClientEpochState.IDLE
+            and self.phase in {Phase.FIRST_EPOCH, Phase.OPEN}
+            and not self.session.going_away
+        )
+
+    @property
+    def output_pending(self) -> int:
+        """Bytes that wait to be sent."""
+        return self._writer.pending
+
+    def events(self) -> list[Event]:
+        """What happened since the last call, in order."""
+        if not self._events:
+            return []
+        events = self._events[:]
+        self._events.clear()
+        return events
+
+    # Bytes in.
+
+    def receive_buffer(self) -> memoryview:
+        """Where to put received bytes. Earlier ``DataReceived`` views are invalid after it."""
+        return self._splitter.free_space()
+
+    def received(self, count: int, now: float) -> None:
+        """``count`` bytes were put into :meth:`receive_buffer`.
+
+        Raises:
+            RemoteProtocolError: the tunnel is over. Events up to ``TunnelClosed`` and a last
+                output may still be fetched.
+        """
+        if self.closed:
+            return
+        self._timers.heard(now)
+        self._splitter.advance(count)
+        self._guard(lambda: self._process(now), now)
+
+    def receive_data(self, data: bytes | memoryview, now: float) -> None:
+        """The same for bytes that lie elsewhere: copies, and may process more than once.
+
+        Raises:
+            RemoteProtocolError: as :meth:`received`.
+        """
+        view = memoryview(data)
+        while view and not self.closed:
+            space = self.receive_buffer()
+            count = min(len(space), len(view))
+            space[:count] = view[:count]
+            view = view[count:]
+            self.received(count, now)
+
+    def receive_eof(self, now: float) -> None:
+        """The transport ended.
+
+        Raises:
+            RemoteProtocolError: ``truncated`` where no authenticated END came before.
+        """
+        if self.closed:
+            return
+
+        def truncated() -> None:
+            raise RemoteProtocolError(
+                Reason.TRUNCATED, f"the connection ended in phase {self.phase.value} without END"
+            )
+
+        self._guard(truncated, now)
+
+    # Bytes out.
+
+    def data_to_send(self) -> memoryview:
+        """Everything that waits to be sent; valid until the next call of anything else."""
+        return self._writer.output()
+
+    def data_sent(self, count: int) -> None:
+        """The first ``count`` bytes of :meth:`data_to_send` are on their way."""
+        self._writer.sent(count)
+
+    # Time.
+
+    def next_timeout(self) -> float | None:
+        """When to call :meth:`handle_timeout` at the latest, or None once closed."""
+        if self.closed:
+            return None
+        return self._timers.next(self.phase, self._epochs)
+
+    def handle_timeout(self, now: float) -> None:
+        """Do what is due. Never raises; a tunnel that must end says so by ``TunnelClosed``."""
+        if self.closed:
+            return
+        reason = self._timers.expired(self.phase, self._epochs, now)
+        if reason is not None:
+            self._close(reason, clean=False)
+            return
+        epochs = self._epochs
+        if epochs is not None and epochs.deadline is not None and now >= epochs.deadline:
+            if isinstance(epochs, ClientEpochs) and epochs.state is ClientEpochState.OFFERED:
+                self._send_epoch_message(epochs.on_timeout())
+                self._take_epoch_events()
+            else:
+                self._close(Reason.EPOCH_TIMEOUT, clean=False)
+                return
+        if self.phase is Phase.OPEN:
+            self._timers.check_due(self._epoch_busy(), self.epoch, now)
+            self._timers.ping_if_due(self._random_bytes, now)
+        if self._timers.idle_tick(now):
+            self._splitter.shrink()
+            self._writer.shrink()
+
+    # Epochs.
+
+    def start_epoch(self, mode: Mode, reason: Reason, keys: Sequence[QkdKey], now: float) -> None:
+        """Client: make an OFFER. The keys are the core's from here on and are wiped by it.
+
+        Raises:
+            LocalProtocolError: not now, or not in this mode. The keys are wiped all the same.
+        """
+        try:
+            if not isinstance(self._epochs, ClientEpochs) or not self.epoch_exchange_idle:
+                raise LocalProtocolError(Reason.UNEXPECTED_MESSAGE, "no epoch can be started now")
+            offer = self._epochs.start(mode, reason, keys, now)
+        except LocalProtocolError:
+            wipe_keys(keys)
+            raise
+        self._timers.epoch_started()
+        self._send_epoch_message(offer)
+
+    def provide_keys(self, epoch: int, attempt: int, keys: Sequence[QkdKey], now: float) -> None:
+        """Server: the keys of a ``KeysNeeded``, in its order. The core wipes them.
+
+        An answer that comes too late is dropped.
+        """
+        if self.closed or not isinstance(self._epochs, ServerEpochs):
+            wipe_keys(keys)
+            return
+        epochs = self._epochs
+        try:
+            message = epochs.provide_keys(epoch, attempt, keys, now)
+        except RemoteProtocolError as error:
+            self._close(error.reason, clean=False)
+            return
+        if message is not None:
+            self._send_epoch_message(message)
+        self._take_epoch_events()
+
+    def refuse_keys(self, epoch: int, attempt: int, reason: Reason) -> None:
+        """Server: the keys of a ``KeysNeeded`` cannot be had."""
+        if self.closed or not isinstance(self._epochs, ServerEpochs):
+            return
+        message = self._epochs.refuse_keys(epoch, attempt, reason)
+        if message is not None:
+            self._send_epoch_message(message)
+        self._take_epoch_events()
+
+    # Streams.
+
+    def open_stream(
+        self, service: str, *, client_address: str = "", listener_address: str = "", now: float
+    ) -> int:
+        """Open a stream to a service behind the peer. Returns its ID; data may follow at once.
+
+        Raises:
+            LocalProtocolError: the tunnel is not up, or takes no new streams.
+        """
+        self._check_open()
+        return self.session.open_stream(OpenRequest(service, client_address, listener_address), now)
+
+    def accept_stream(self, stream_id: int) -> None:
+        """Answer ``StreamRequested``: the service is connected."""
+        self._check_open()
+        self.session.accept_stream(stream_id)
+
+    def refuse_stream(self, stream_id: int, reason: Reason, now: float) -> None:
+        """Answer ``StreamRequested``: no."""
+        self._check_open()
+        self.session.refuse_stream(stream_id, reason, now)
+
+    def sendable(self, stream_id: int) -> int:
+        """Bytes :meth:`send_data` would take now. See :meth:`Session.sendable`."""
+        self._check_open()
+        return self.session.sendable(stream_id)
+
+    def send_data(self, stream_id: int, data: memoryview) -> int:
+        """Send stream data. Returns the number of bytes taken, from the front.
+
+        Raises:
+            LocalProtocolError: the stream or the tunnel is closed.
+        """
+        self._check_open()
+        return self.session.send_data(stream_id, data)
+
+    def data_consumed(self, stream_id: int, count: int, now: float) -> None:
+        """``count`` bytes of ``DataReceived`` were handed on."""
+        if self.phase is Phase.OPEN:
+            self.session.data_consumed(stream_id, count, now)
+
+    def half_close(self, stream_id: int, now: float) -> None:
+        """No more data from this end on a stream."""
+        self._check_open()
+        self.session.half_close(stream_id, now)
+
+    def reset_stream(self, stream_id: int, reason: Reason, now: float) -> None:
+        """End a stream at once. Harmless where it is gone."""
+        if self.phase is Phase.OPEN:
+            self.session.reset_stream(stream_id, reason, now)
+
+    # Endings.
+
+    def go_away(self, reason: Reason) -> None:
+        """Take no new streams and start no new epoch; what is open goes on."""
+        if self.phase is Phase.OPEN and not self.session.going_away:
+            self.session.going_away = True
+            self._writer.add_frame(FrameType.GO_AWAY, 0, bytes([reason.code]))
+
+    def end(self, reason: Reason, now: float) -> None:
+        """Send the authenticated END, last of this direction. Open streams are reset.
+
+        Before the tunnel is up there is nothing to authenticate it with: it just closes.
+        """
+        if self.phase is Phase.OPEN:
+            self.session.reset_all(Reason.TUNNEL_LOST)
+            if self._epochs is not None:
+                self._epochs.drop()
+            self._writer.add_frame(FrameType.END, 0, bytes([public_reason(reason).code]))
+            self.phase = Phase.ENDING
+            self._timers.ending(reason, now)
+        elif self.phase not in {Phase.ENDING, Phase.CLOSED}:
+            self._close(reason, clean=False)
+
+    # Inside.
+
+    def _guard(self, action: Callable[[], None], now: float) -> None:
+        """Run what handles input; whatever the peer broke ends the tunnel, then is raised."""
+        try:
+            action()
+            self._check_limits(now)
+        except RemoteProtocolError as error:
+            self._take_epoch_events()
+            self._close(error.reason, clean=False)
+            raise
+
+    def _check_limits(self, now: float) -> None:
+        # One call takes in a bounded number of bytes and answers with at most about as many,
+        # so looking once per call keeps the output within twice the limit.
+        if self._writer.pending > MAX_OUTPUT_BYTES:
+            raise RemoteProtocolError(
+                Reason.PEER_NOT_READING, f"{self._writer.pending} bytes wait for the peer to read"
+            )
+        if self.phase is Phase.OPEN:
+            reason = self._timers.check_due(self._epoch_busy(), self.epoch, now)
+            if reason is not None:
+                raise RemoteProtocolError(reason, "the epoch's hard limit has passed")
+
+    def _process(self, now: float) -> None:
+        if len(self._plain) < self._splitter.capacity:
+            self._plain = memoryview(bytearray(self._splitter.capacity))
+        plain_start = 0
+        while not self.closed:
+            record = self._splitter.next_record()
+            if record is None:
+                return
+            if self._opener is None:
+                self._on_tls_record(record, now)
+            else:
+                if self._next_opener is not None:
+                    self._count_to_switch()
+                length = self._opener.open_into(record, self._plain[plain_start:])
+                self._on_content(plain_start, plain_start + length, now)
+                plain_start += length
+
+    def _on_tls_record(self, record: memoryview, now: float) -> None:
+        tls = self._require_tls()
+        was_authenticated = tls.peer is not None
+        output, messages = tls.receive_record(record)
+        self._writer.add_raw(output)
+        if not was_authenticated and tls.peer is not None:
+            self._on_authenticated(tls, now)
+        for message in messages:
+            self._on_epoch_message(message, now)
+
+    def _on_authenticated(self, tls: TlsPhase, now: float) -> None:
+        """C0, S0: the peer is who it should be; its certificate enters the bindings."""
+        peer = tls.peer
+        if peer is None:
+            raise LocalProtocolError(Reason.INTERNAL_ERROR, "nobody authenticated")
+        binding = make_binding(self.role, self._settings, peer)
+        exchange = ClientEpochs if self.role is Role.CLIENT else ServerEpochs
+        self._epochs = exchange(
+            self._settings, self._kem, self._random_bytes, binding, tls.exporter(), now
+        )
+        self.phase = Phase.FIRST_EPOCH
+        self._events.append(
+            HandshakeCompleted(
+                self._settings.peer_name, peer.group, peer.cipher, peer.certificate_hash
+            )
+        )
+        if self.role is Role.CLIENT:
+            self._timers.epoch_due(Reason.INITIAL)
+
+    def _on_content(self, position: int, end: int, now: float) -> None:
+        """The frames of one record, which lie in the plaintext buffer."""
+        start = position
+        plain = self._plain
+        if position == end:
+            raise malformed("a record without frames")
+        while position < end:
+            payload_start = position + FRAME_HEADER_BYTES
+            if payload_start > end:
+                raise malformed("a frame header ends outside its record")
+            frame, stream_id, length = FRAME_HEADER.unpack_from(plain, position)
+            payload_end = payload_start + length
+            if payload_end > end:
+                raise malformed("a frame ends outside its record")
+            payload = plain[payload_start:payload_end]
+            if frame == _DATA and self.phase is Phase.OPEN and self._records_to_switch != 1:
+                self.session.on_data(stream_id, payload, now)
+            else:
+                alone = position == start and payload_end == end
+                self._on_frame(frame, stream_id, bytes(payload), now, alone=alone)
+            position = payload_end
+
+    def _on_frame(
+        self, code: int, stream_id: int, payload: bytes, now: float, *, alone: bool
+    ) -> None:
+        try:
+            frame = FrameType(code)
+        except ValueError:
+            raise malformed(f"frame type {code} is unknown") from None
+        self._check_frame(frame, stream_id, alone=alone)
+        if self.phase is Phase.ENDING and frame is not FrameType.END:
+            return  # Sent before our END arrived; nothing of it matters any more.
+        match frame:
+            case FrameType.EPOCH:
+                self._on_epoch_message(payload, now)
+            case FrameType.SWITCH:
+                self._on_switch(decode_epoch_number(payload, "SWITCH"), now)
+            case FrameType.COMMITTED:
+                self._on_committed(decode_epoch_number(payload, "COMMITTED"), now)
+            case FrameType.END:
+                self._on_end(decode_reason(payload, "END"))
+            case FrameType.GO_AWAY:
+                self.session.going_away = True
+                self._events.append(GoAwayReceived(decode_reason(payload, "GO_AWAY")))
+            case FrameType.PING | FrameType.PONG:
+                self._timers.on_ping_frame(frame, payload, now)
+            case _:
+                self.session.on_frame(frame, stream_id, payload, now)
+
+    def _check_frame(self, frame: FrameType, stream_id: int, *, alone: bool) -> None:
+        if frame in LONE_FRAMES and not alone:
+            raise malformed(f"{frame.name} is not alone in its record")
+        if frame not in STREAM_FRAMES and stream_id != 0:
+            raise malformed(f"{frame.name} with stream ID {stream_id}")
+        if self.phase is Phase.AWAIT_COMMITTED and frame is not FrameType.COMMITTED:
+            raise RemoteProtocolError(
+                Reason.UNEXPECTED_MESSAGE, f"{frame.name} where COMMITTED was due"
+            )
+        if self._must_switch_now() and frame is not FrameType.SWITCH:
+            raise RemoteProtocolError(
+                Reason.UNEXPECTED_MESSAGE, f"{frame.name} where SWITCH was due"
+            )
+
+    def _on_epoch_message(self, data: bytes, now: float) -> None:
+        message = decode_epoch_message(data)
+        epochs = self._epochs
+        match message, epochs:
+            case Offer(), ServerEpochs():
+                self._send_epoch_message(epochs.on_offer(message, data, now))
+            case Confirm(), ServerEpochs():
+                self._install_as_server(epochs.on_confirm(message, now), now)
+            case Abort(), ServerEpochs():
+                epochs.on_abort(message)
+            case Accept(), ClientEpochs():
+                outcome = epochs.on_accept(message, now)
+                if isinstance(outcome, Committed):
+                    self._install_as_client(outcome, now)
+                else:
+                    self._send_epoch_message(outcome)
+            case Reject(), ClientEpochs():
+                epochs.on_reject(message)
+            case _:
+                raise RemoteProtocolError(
+                    Reason.UNEXPECTED_MESSAGE,
+                    f"{type(message).__name__.upper()} is not for the {self.role.value}",
+                )
+        self._take_epoch_events()
+
+    def _install_as_client(self, committed: Committed, now: float) -> None:
+        """C4: the client's direction changes keys now; the server's at its SWITCH."""
+        pending = committed.pending
+        sealer = RecordSealer(committed.aead, pending.client_traffic_secret)
+        opener = RecordOpener(committed.aead, pending.server_traffic_secret)
+        self._send_epoch_message(committed.message)
+        if self.phase is Phase.FIRST_EPOCH:
+            self._leave_tls(opener)
+            self.phase = Phase.AWAIT_COMMITTED
+        else:
+            self._writer.add_frame(FrameType.SWITCH, 0, pending.epoch.to_bytes(4, "big"))
+            self._next_opener = opener
+            self._records_to_switch = MAX_RECORDS_BEFORE_SERVER_SWITCH
+        self._writer.install(sealer)
+        self._finish_install(committed, now)
+
+    def _install_as_server(self, committed: Committed, now: float) -> None:
+        """S4: the server's direction changes keys now; the client's next record is its SWITCH."""
+        pending = committed.pending
+        sealer = RecordSealer(committed.aead, pending.server_traffic_secret)
+        opener = RecordOpener(committed.aead, pending.client_traffic_secret)
+        number = pending.epoch.to_bytes(4, "big")
+        if self.phase is Phase.FIRST_EPOCH:
+            self._leave_tls(opener)
+            self._writer.install(sealer)
+            self._writer.add_frame(FrameType.COMMITTED, 0, number)
+            self.phase = Phase.OPEN
+            self._require_server().on_switch()
+        else:
+            self._writer.add_frame(FrameType.SWITCH, 0, number)
+            self._writer.install(sealer)
+            self._next_opener = opener
+            self._records_to_switch = MAX_RECORDS_BEFORE_CLIENT_SWITCH + 1
+        first = pending.epoch == 1
+        self._finish_install(committed, now)
+        if first:
+            self._on_established(now)
+
+    def _finish_install(self, committed: Committed, now: float) -> None:
+        epochs = self._epochs
+        if epochs is None:
+            raise LocalProtocolError(Reason.INTERNAL_ERROR, "keys without an exchange")
+        epochs.chain.commit(committed.pending)
+        self._timers.epoch_committed(now)
+        self._take_epoch_events()
+        self._events.append(committed.event)
+
+    def _on_switch(self, epoch: int, now: float) -> None:
+        if self._next_opener is None or epoch != self.epoch or self._epochs is None:
+            raise RemoteProtocolError(Reason.UNEXPECTED_MESSAGE, f"SWITCH to epoch {epoch}")
+        self._opener = self._next_opener
+        self._next_opener = None
+        self._records_to_switch = 0
+        self._epochs.on_switch()
+        if self.role is Role.CLIENT:
+            self._events.append(EpochConfirmed(epoch))
+
+    def _on_committed(self, epoch: int, now: float) -> None:
+        if self.phase is not Phase.AWAIT_COMMITTED or epoch != 1 or self._epochs is None:
+            raise RemoteProtocolError(Reason.UNEXPECTED_MESSAGE, f"COMMITTED for epoch {epoch}")
+        self.phase = Phase.OPEN
+        self._epochs.on_switch()
+        self._events.append(EpochConfirmed(epoch))
+        self._on_established(now)
+
+    def _on_established(self, now: float) -> None:
+        self._events.append(TunnelEstablished())
+        self._timers.ping(self._random_bytes, now)
+
+    def _on_end(self, reason: Reason) -> None:
+        """The peer's direction is over. Answer in kind, unless ours is over already."""
+        self._peer_ended = True
+        local = self._timers.ending_reason
+        if self.phase is Phase.OPEN:
+            self._writer.add_frame(FrameType.END, 0, bytes([Reason.CLOSED.code]))
+        self._close(reason if local is None else local, clean=True)
+
+    def _count_to_switch(self) -> None:
+        self._records_to_switch -= 1
+        if self._records_to_switch <= 0:
+            raise RemoteProtocolError(Reason.UNEXPECTED_MESSAGE, "SWITCH did not come in time")
+
+    def _must_switch_now(self) -> bool:
+        return self._next_opener is not None and self._records_to_switch <= 1
+
+    def _leave_tls(self, opener: RecordOpener) -> None:
+        """The hand-over (rule R11): OpenSSL must hold nothing back."""
+        self._require_tls().finish()
+        self._tls = None
+        self._splitter.tls_phase = False
+        self._opener = opener
+
+    def _send_epoch_message(self, message: bytes | None) -> None:
+        if message is None:
+            return
+        if self._tls is not None:
+            self._writer.add_raw(self._tls.send_message(message))
+        else:
+            self._writer.add_frame(FrameType.EPOCH, 0, message)
+
+    def _take_epoch_events(self) -> None:
+        if self._epochs is not None and self._epochs.events:
+            self._events.extend(self._epochs.events)
+            self._epochs.events.clear()
+
+    def _epoch_busy(self) -> bool:
+        epochs = self._epochs
+        if isinstance(epochs, ServerEpochs):
+            return epochs.state is not ServerEpochState.IDLE
+        return epochs is not None and epochs.state is not ClientEpochState.IDLE
+
+    def _require_tls(self) -> TlsPhase:
+        if self._tls is None:
+            raise LocalProtocolError(Reason.INTERNAL_ERROR, "the TLS phase is over")
+        return self._tls
+
+    def _require_server(self) -> ServerEpochs:
+        if not isinstance(self._epochs, ServerEpochs):
+            raise LocalProtocolError(Reason.INTERNAL_ERROR, "not the server's end")
+        return self._epochs
+
+    def _check_open(self) -> None:
+        if self.phase is not Phase.OPEN:
+            raise LocalProtocolError(Reason.TUNNEL_LOST, f"the tunnel is {self.phase.value}")
+
+    def _close(self, reason: Reason, *, clean: bool) -> None:
+        """The end, whatever the cause: streams reset, secrets erased, one last END if it may."""
+        if self.closed:
+            return
+        self.session.reset_all(Reason.TUNNEL_LOST)
+        if self.phase in {Phase.TLS, Phase.FIRST_EPOCH, Phase.AWAIT_COMMITTED}:
+            # Nobody has proved anything yet: no alert, no ticket, no word about the cause.
+            self._writer.discard()
+        elif self.phase is Phase.OPEN and not clean:
+            self._say_why(reason)
+        self.phase = Phase.CLOSED
+        self._writer.output()
+        self._writer.close()
+        self._opener = self._next_opener = None
+        self._tls = None
+        if self._epochs is not None:
+            self._epochs.wipe()
+        self._events.append(TunnelClosed(reason, clean))
+
+    def _say_why(self, reason: Reason) -> None:
+        try:
+            self._writer.add_frame(FrameType.END, 0, bytes([public_reason(reason).code]))
+        except LocalProtocolError:
+            # The key has protected all the records it may: the peer finds out by EOF.
+            self._writer.discard()

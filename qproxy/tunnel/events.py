@@ -1,0 +1,212 @@
+"""What the core tells its driver. Frozen values; none holds a secret."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from qproxy.errors import Reason
+from qproxy.modes import Aead, KemAlgorithm, Mode, Policy
+from qproxy.tunnel.messages import OfferedKey
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeCompleted:
+    """TLS is up and the peer is who it should be."""
+
+    peer_name: str
+    group: str
+    cipher: str
+    peer_certificate_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EpochDue:
+    """Client: call ``start_epoch`` when mode and keys have been chosen.
+
+    The driver answers as soon as it can; until it does the tunnel runs on within the epoch's
+    limits.
+    """
+
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class KeysNeeded:
+    """Server: redeem these IDs, then call ``provide_keys`` or ``refuse_keys``."""
+
+    epoch: int
+    attempt: int
+    keys: tuple[OfferedKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EpochCommitted:
+    """New keys are in use by this end.
+
+    Attributes:
+        epoch: its number, from 1.
+        epoch_id: 16 bytes, the same on both ends, public.
+        confirmed: False at the client until the server's switch arrives (rule R3).
+        key_ids: the QKD keys in the mix, none in classical-only mode.
+        qkd_ever: a QKD key is in this epoch or in one it is chained to.
+    """
+
+    epoch: int
+    attempt: int
+    mode: Mode
+    reason: Reason
+    epoch_id: bytes
+    kem: KemAlgorithm
+    aead: Aead
+    key_ids: tuple[str, ...]
+    confirmed: bool
+    qkd_ever: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EpochConfirmed:
+    """Client: the server runs under this epoch too."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class EpochFailed:
+    """An attempt came to nothing; its keys are burnt. The tunnel goes on if it may.
+
+    Attributes:
+        remote: True for an authenticated REJECT or ABORT, False for this end's own finding.
+    """
+
+    epoch: int
+    attempt: int
+    mode: Mode
+    reason: Reason
+    remote: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyAgreed:
+    """The peer's policy is known or has changed; the stricter of both holds."""
+
+    local: Policy
+    peer: Policy
+    effective: Policy
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelEstablished:
+    """Both ends run under the first epoch: streams may be opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRequested:
+    """The peer opens a stream: call ``accept_stream`` or ``refuse_stream``."""
+
+    stream_id: int
+    service: str
+    client_address: str
+    listener_address: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAccepted:
+    """The service behind the far gateway answered."""
+
+    stream_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRefused:
+    """The far gateway did not open the stream. It is gone."""
+
+    stream_id: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class DataReceived:
+    """Bytes of a stream.
+
+    Attributes:
+        data: a view into the core's buffer, valid only until the core is given more input.
+    """
+
+    stream_id: int
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class StreamHalfClosed:
+    """The peer will send no more on this stream (FIN)."""
+
+    stream_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReset:
+    """The stream is gone (RST); what was under way is lost."""
+
+    stream_id: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class CreditAvailable:
+    """Streams that had run out of credit may send again.
+
+    Attributes:
+        stream_id: the stream, or None where the session's credit was renewed.
+    """
+
+    stream_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTrip:
+    """A PING was answered."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class GoAwayReceived:
+    """The peer takes no new streams."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelClosed:
+    """The tunnel is over. Its streams were reset by events before this one.
+
+    Attributes:
+        reason: the local cause, not the one the peer was told.
+        clean: both ends sent an authenticated END.
+    """
+
+    reason: Reason
+    clean: bool
+
+
+Event: TypeAlias = (
+    HandshakeCompleted
+    | EpochDue
+    | KeysNeeded
+    | EpochCommitted
+    | EpochConfirmed
+    | EpochFailed
+    | PolicyAgreed
+    | TunnelEstablished
+    | StreamRequested
+    | StreamAccepted
+    | StreamRefused
+    | DataReceived
+    | StreamHalfClosed
+    | StreamReset
+    | CreditAvailable
+    | RoundTrip
+    | GoAwayReceived
+    | TunnelClosed
+)

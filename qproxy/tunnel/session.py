@@ -1,0 +1,302 @@
+"""Streams at work: frames in, frames out, credit both ways.
+
+Knows nothing of keys or epochs; :class:`~qproxy.tunnel.connection.Connection` gives it the frames
+that belong to streams and to flow control.
+"""
+
+from __future__ import annotations
+
+from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError
+from qproxy.tunnel.constants import INITIAL_SESSION_CREDIT_BYTES
+from qproxy.tunnel.credit import ASSUMED_ROUND_TRIP_S, ReceiveCredit, SendCredit
+from qproxy.tunnel.events import (
+    CreditAvailable,
+    DataReceived,
+    Event,
+    StreamAccepted,
+    StreamHalfClosed,
+    StreamRefused,
+    StreamRequested,
+    StreamReset,
+)
+from qproxy.tunnel.frames import (
+    FrameType,
+    OpenRequest,
+    decode_credit,
+    decode_empty,
+    decode_open,
+    decode_reason,
+)
+from qproxy.tunnel.records_out import RecordWriter
+from qproxy.tunnel.settings import Role, TunnelSettings
+from qproxy.tunnel.streams import Stream, StreamState, StreamTable
+
+
+class Session:
+    """All streams of one tunnel.
+
+    Attributes:
+        streams: the live ones.
+        round_trip_s: last measured, or the assumption it starts with.
+        going_away: no new streams may be opened, whoever said so.
+        bytes_sent: application bytes sent since the tunnel began.
+        bytes_received: application bytes received since the tunnel began.
+        streams_opened: streams opened by either end since the tunnel began.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        settings: TunnelSettings,
+        writer: RecordWriter,
+        events: list[Event],
+        now: float,
+    ) -> None:
+        self.streams = StreamTable(role, settings.max_streams, settings.max_stream_window_bytes)
+        self.round_trip_s = ASSUMED_ROUND_TRIP_S
+        self.going_away = False
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.streams_opened = 0
+        self._writer = writer
+        self._events = events
+        self._send_credit = SendCredit(INITIAL_SESSION_CREDIT_BYTES)
+        self._receive_credit = ReceiveCredit(
+            INITIAL_SESSION_CREDIT_BYTES, settings.max_session_window_bytes, now
+        )
+        self._starved = False
+
+    @property
+    def unread(self) -> int:
+        """Bytes received and not yet handed on, over all streams."""
+        return self._receive_credit.unread
+
+    # Calls from this end.
+
+    def open_stream(self, request: OpenRequest, now: float) -> int:
+        """Send OPEN. Returns the stream ID; data may follow at once."""
+        if self.going_away:
+            raise LocalProtocolError(Reason.GOING_AWAY, "this tunnel takes no new streams")
+        stream = self.streams.open_local(now)
+        self.streams_opened += 1
+        self._writer.add_frame(FrameType.OPEN, stream.stream_id, request.encode())
+        return stream.stream_id
+
+    def accept_stream(self, stream_id: int) -> None:
+        """Send OPENED: the service answered."""
+        self._requested(stream_id).state = StreamState.OPEN
+        self._writer.add_frame(FrameType.OPENED, stream_id)
+
+    def refuse_stream(self, stream_id: int, reason: Reason, now: float) -> None:
+        """Send REFUSED. The stream is gone."""
+        stream = self._requested(stream_id)
+        self._writer.add_frame(FrameType.REFUSED, stream_id, bytes([reason.code]))
+        self._remove(stream, now)
+
+    def sendable(self, stream_id: int) -> int:
+        """Bytes ``send_data`` would take now: credit and room in the output.
+
+        Where the answer is 0 for want of credit, a ``CreditAvailable`` event follows later.
+        """
+        stream = self.streams.require(stream_id)
+        if stream.state is StreamState.REQUESTED or not stream.sending:
+            return 0
+        room = min(
+            stream.send_credit.available, self._send_credit.available, self._writer.data_room
+        )
+        if room <= 0:
+            stream.starved = stream.send_credit.available <= 0
+            self._starved = self._starved or self._send_credit.available <= 0
+        return room
+
+    def send_data(self, stream_id: int, data: memoryview) -> int:
+        """Send as much as credit and room allow. Returns the number of bytes taken."""
+        stream = self.streams.require(stream_id)
+        if stream.state is StreamState.REQUESTED or not stream.sending:
+            raise LocalProtocolError(Reason.UNEXPECTED_MESSAGE, f"stream {stream_id} cannot send")
+        count = min(len(data), self.sendable(stream_id))
+        if count <= 0:
+            return 0
+        self._writer.add_data(stream_id, data if count == len(data) else data[:count])
+        stream.send_credit.sent += count
+        self._send_credit.sent += count
+        self.bytes_sent += count
+        return count
+
+    def half_close(self, stream_id: int, now: float) -> None:
+        """Send HALF_CLOSE: this end sends no more on the stream."""
+        stream = self.streams.require(stream_id)
+        if not stream.sending:
+            raise LocalProtocolError(Reason.UNEXPECTED_MESSAGE, f"stream {stream_id}: closed twice")
+        stream.sending = False
+        self._writer.add_frame(FrameType.HALF_CLOSE, stream_id)
+        self._remove_if_done(stream, now)
+
+    def reset_stream(self, stream_id: int, reason: Reason, now: float) -> None:
+        """Send RESET. The stream is gone on this end; calling it for a gone stream is harmless."""
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            return
+        self._writer.add_frame(FrameType.RESET, stream_id, bytes([reason.code]))
+        self._remove(stream, now)
+
+    def data_consumed(self, stream_id: int, count: int, now: float) -> None:
+        """``count`` received bytes were handed on: give the credit back.
+
+        For a stream that is gone nothing is left to give: its share went back when it ended.
+        """
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            return
+        limit = stream.receive_credit.on_consumed(count, now, self.round_trip_s)
+        if limit is not None and stream.receiving:
+            self._writer.add_frame(FrameType.STREAM_CREDIT, stream_id, limit.to_bytes(8, "big"))
+        self._give_back_session_credit(count, now)
+        self._remove_if_done(stream, now)
+
+    # Frames from the peer.
+
+    def on_data(self, stream_id: int, data: memoryview, now: float) -> None:
+        """DATA."""
+        count = len(data)
+        if not count:
+            raise RemoteProtocolError(Reason.MALFORMED_MESSAGE, "DATA of 0 bytes")
+        self._receive_credit.on_received(count)
+        stream = self.streams.lookup(stream_id, "DATA")
+        if stream is None:
+            self._give_back_session_credit(count, now)
+            return
+        if stream.state is StreamState.OPENING or not stream.receiving:
+            raise RemoteProtocolError(
+                Reason.UNEXPECTED_MESSAGE, f"DATA on stream {stream_id}, which cannot receive"
+            )
+        stream.receive_credit.on_received(count)
+        self.bytes_received += count
+        self._events.append(DataReceived(stream_id, data))
+
+    def on_frame(self, frame: FrameType, stream_id: int, payload: bytes, now: float) -> None:
+        """Any other frame of a stream, or SESSION_CREDIT."""
+        match frame:
+            case FrameType.OPEN:
+                self._on_open(stream_id, payload, now)
+            case FrameType.OPENED:
+                self._on_opened(stream_id, payload)
+            case FrameType.REFUSED:
+                self._on_refused(stream_id, payload, now)
+            case FrameType.STREAM_CREDIT:
+                self._on_stream_credit(stream_id, payload)
+            case FrameType.SESSION_CREDIT:
+                self._on_session_credit(payload)
+            case FrameType.HALF_CLOSE:
+                self._on_half_close(stream_id, payload, now)
+            case FrameType.RESET:
+                self._on_reset(stream_id, payload, now)
+            case _:
+                raise LocalProtocolError(Reason.INTERNAL_ERROR, f"{frame.name} is no stream frame")
+
+    def reset_all(self, reason: Reason) -> None:
+        """The tunnel is over: every stream ends with a reset event."""
+        for stream in self.streams:
+            self.streams.remove(stream)
+            self._events.append(StreamReset(stream.stream_id, reason))
+
+    def _on_open(self, stream_id: int, payload: bytes, now: float) -> None:
+        request = decode_open(payload)
+        stream = self.streams.open_peer(stream_id, now)
+        if stream is None or self.going_away:
+            reason = Reason.GOING_AWAY if self.going_away else Reason.LIMIT_REACHED
+            self._writer.add_frame(FrameType.REFUSED, stream_id, bytes([reason.code]))
+            if stream is not None:
+                self.streams.remove(stream)
+            return
+        self.streams_opened += 1
+        self._events.append(
+            StreamRequested(
+                stream_id, request.service, request.client_address, request.listener_address
+            )
+        )
+
+    def _on_opened(self, stream_id: int, payload: bytes) -> None:
+        decode_empty(payload, "OPENED")
+        stream = self.streams.lookup(stream_id, "OPENED")
+        if stream is None:
+            return
+        self._check_opening(stream, "OPENED")
+        stream.state = StreamState.OPEN
+        self._events.append(StreamAccepted(stream_id))
+
+    def _on_refused(self, stream_id: int, payload: bytes, now: float) -> None:
+        reason = decode_reason(payload, "REFUSED")
+        stream = self.streams.lookup(stream_id, "REFUSED")
+        if stream is None:
+            return
+        self._check_opening(stream, "REFUSED")
+        self._remove(stream, now)
+        self._events.append(StreamRefused(stream_id, reason))
+
+    def _on_stream_credit(self, stream_id: int, payload: bytes) -> None:
+        limit = decode_credit(payload, "STREAM_CREDIT")
+        stream = self.streams.lookup(stream_id, "STREAM_CREDIT")
+        if stream is None:
+            return
+        stream.send_credit.raise_to(limit)
+        if stream.starved:
+            stream.starved = False
+            self._events.append(CreditAvailable(stream_id))
+
+    def _on_session_credit(self, payload: bytes) -> None:
+        self._send_credit.raise_to(decode_credit(payload, "SESSION_CREDIT"))
+        if self._starved:
+            self._starved = False
+            self._events.append(CreditAvailable(None))
+
+    def _on_half_close(self, stream_id: int, payload: bytes, now: float) -> None:
+        decode_empty(payload, "HALF_CLOSE")
+        stream = self.streams.lookup(stream_id, "HALF_CLOSE")
+        if stream is None:
+            return
+        if stream.state is StreamState.OPENING or not stream.receiving:
+            raise RemoteProtocolError(
+                Reason.UNEXPECTED_MESSAGE, f"HALF_CLOSE on stream {stream_id}, closed already"
+            )
+        stream.receiving = False
+        self._events.append(StreamHalfClosed(stream_id))
+        self._remove_if_done(stream, now)
+
+    def _on_reset(self, stream_id: int, payload: bytes, now: float) -> None:
+        reason = decode_reason(payload, "RESET")
+        stream = self.streams.lookup(stream_id, "RESET")
+        if stream is None:
+            return
+        self._remove(stream, now)
+        self._events.append(StreamReset(stream_id, reason))
+
+    def _check_opening(self, stream: Stream, frame: str) -> None:
+        if stream.state is not StreamState.OPENING:
+            raise RemoteProtocolError(
+                Reason.UNEXPECTED_MESSAGE, f"{frame} for stream {stream.stream_id}, not opening"
+            )
+
+    def _requested(self, stream_id: int) -> Stream:
+        stream = self.streams.require(stream_id)
+        if stream.state is not StreamState.REQUESTED:
+            raise LocalProtocolError(
+                Reason.UNEXPECTED_MESSAGE, f"stream {stream_id} was answered already"
+            )
+        return stream
+
+    def _give_back_session_credit(self, count: int, now: float) -> None:
+        limit = self._receive_credit.on_consumed(count, now, self.round_trip_s)
+        if limit is not None:
+            self._writer.add_frame(FrameType.SESSION_CREDIT, 0, limit.to_bytes(8, "big"))
+
+    def _remove_if_done(self, stream: Stream, now: float) -> None:
+        """Both halves closed and everything handed on."""
+        if not stream.sending and not stream.receiving and not stream.receive_credit.unread:
+            self._remove(stream, now)
+
+    def _remove(self, stream: Stream, now: float) -> None:
+        unread = stream.receive_credit.unread
+        self.streams.remove(stream)
+        if unread:
+            self._give_back_session_credit(unread, now)

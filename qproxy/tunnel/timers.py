@@ -1,0 +1,194 @@
+"""What a tunnel does because time, bytes or records have passed.
+
+Each end enforces its own limits on its own clock (rule R8): only the client starts epochs, so the
+server must not depend on it for the end of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qproxy.errors import Reason, RemoteProtocolError
+from qproxy.tunnel.constants import PING_BYTES
+from qproxy.tunnel.epoch_client import ClientEpochs
+from qproxy.tunnel.epoch_server import ServerEpochs
+from qproxy.tunnel.events import EpochDue, Event, RoundTrip
+from qproxy.tunnel.frames import FrameType, decode_ping
+from qproxy.tunnel.records_out import RecordWriter
+from qproxy.tunnel.session import Session
+from qproxy.tunnel.settings import Role, TunnelSettings
+from qproxy.tunnel.states import Phase
+
+#: Round trips are smoothed as TCP smooths them (RFC 6298 §2).
+_RTT_GAIN = 0.125
+#: How long the peer may take to answer our END, in seconds.
+_END_TIMEOUT_S = 5.0
+
+
+class Timers:
+    """Deadlines, limits, and the pings that measure the round trip.
+
+    Attributes:
+        ending_reason: why this end sent END, or None.
+    """
+
+    def __init__(
+        self,
+        settings: TunnelSettings,
+        role: Role,
+        writer: RecordWriter,
+        session: Session,
+        events: list[Event],
+        now: float,
+    ) -> None:
+        self._settings = settings
+        self._role = role
+        self._writer = writer
+        self._session = session
+        self._events = events
+        self._handshake_deadline = now + settings.handshake_timeout_s
+        self._heard_at = now
+        self._epoch_at = now
+        self._epoch_bytes_from = 0
+        self._opened_records = 0
+        self._due: Reason | None = None
+        self._next_ping_at = now + settings.ping_interval_s
+        self._ping_payload: bytes | None = None
+        self._ping_sent_at = now
+        self._measured = False
+        self._idle_mark = (-1, -1)
+        self._end_deadline: float | None = None
+        self.ending_reason: Reason | None = None
+
+    def heard(self, now: float) -> None:
+        """Bytes came from the peer."""
+        self._heard_at = now
+
+    # Epochs.
+
+    def epoch_due(self, reason: Reason) -> None:
+        """Ask the driver for an epoch, once until one is started."""
+        if self._due is None:
+            self._due = reason
+            self._events.append(EpochDue(reason))
+
+    def epoch_started(self) -> None:
+        """An OFFER was made."""
+        self._due = None
+
+    def epoch_committed(self, now: float) -> None:
+        """New keys: all counts start again."""
+        self._epoch_at = now
+        self._epoch_bytes_from = self._application_bytes()
+        self._due = None
+
+    def check_due(self, busy: bool, epoch: int, now: float) -> Reason | None:
+        """Soft limits ask the driver for an epoch (client); hard ones end the tunnel.
+
+        Returns:
+            ``epoch_limit`` where a hard limit has passed, else None.
+        """
+        settings = self._settings
+        age = now - self._epoch_at
+        carried = self._application_bytes() - self._epoch_bytes_from
+        records = self._writer.records
+        if epoch and (
+            (settings.max_epoch_age_s and age >= settings.max_epoch_age_s)
+            or carried >= settings.max_epoch_bytes
+            or records >= settings.max_epoch_records
+        ):
+            return Reason.EPOCH_LIMIT
+        if self._role is Role.CLIENT and not busy and not self._session.going_away:
+            if settings.rekey_interval_s and age >= settings.rekey_interval_s:
+                self.epoch_due(Reason.REKEY_INTERVAL)
+            elif carried >= settings.rekey_bytes:
+                self.epoch_due(Reason.REKEY_BYTES)
+            elif records >= settings.rekey_records:
+                self.epoch_due(Reason.REKEY_RECORDS)
+        return None
+
+    # Deadlines.
+
+    def next(self, phase: Phase, epochs: ClientEpochs | ServerEpochs | None) -> float:
+        """The earliest moment at which anything is to be done."""
+        settings = self._settings
+        moments = [self._heard_at + settings.peer_timeout_s]
+        if phase in {Phase.TLS, Phase.FIRST_EPOCH, Phase.AWAIT_COMMITTED}:
+            moments.append(self._handshake_deadline)
+        if self._end_deadline is not None:
+            moments.append(self._end_deadline)
+        if epochs is not None and epochs.deadline is not None:
+            moments.append(epochs.deadline)
+        if phase is Phase.OPEN:
+            moments.append(self._next_ping_at)
+            if settings.max_epoch_age_s:
+                moments.append(self._epoch_at + settings.max_epoch_age_s)
+            if self._role is Role.CLIENT and settings.rekey_interval_s and self._due is None:
+                moments.append(self._epoch_at + settings.rekey_interval_s)
+            if epochs is not None and epochs.qkd_deadline is not None:
+                moments.append(epochs.qkd_deadline)
+        return min(moments)
+
+    def expired(
+        self, phase: Phase, epochs: ClientEpochs | ServerEpochs | None, now: float
+    ) -> Reason | None:
+        """Why the tunnel is over because of time, or None."""
+        if phase is Phase.ENDING:
+            over = self._end_deadline is not None and now >= self._end_deadline
+            return self.ending_reason if over else None
+        if phase is not Phase.OPEN:
+            return Reason.HANDSHAKE_TIMEOUT if now >= self._handshake_deadline else None
+        if now >= self._heard_at + self._settings.peer_timeout_s:
+            return Reason.PEER_SILENT
+        if epochs is not None and epochs.qkd_deadline is not None and now >= epochs.qkd_deadline:
+            return Reason.QKD_TOO_OLD
+        max_age = self._settings.max_epoch_age_s
+        if max_age and now >= self._epoch_at + max_age:
+            return Reason.EPOCH_LIMIT
+        return None
+
+    def ending(self, reason: Reason, now: float) -> None:
+        """END was sent."""
+        self.ending_reason = reason
+        self._end_deadline = now + _END_TIMEOUT_S
+
+    # Pings.
+
+    def ping_if_due(self, random_bytes: Callable[[int], bytes], now: float) -> None:
+        """One PING per interval; an unanswered one is not repeated."""
+        if now >= self._next_ping_at:
+            self.ping(random_bytes, now)
+
+    def ping(self, random_bytes: Callable[[int], bytes], now: float) -> None:
+        """Send a PING, unless one is still unanswered."""
+        self._next_ping_at = now + self._settings.ping_interval_s
+        if self._ping_payload is None:
+            self._ping_payload = random_bytes(PING_BYTES)
+            self._ping_sent_at = now
+            self._writer.add_frame(FrameType.PING, 0, self._ping_payload)
+
+    def on_ping_frame(self, frame: FrameType, payload: bytes, now: float) -> None:
+        """PING is answered; PONG must answer ours."""
+        opaque = decode_ping(payload, frame.name)
+        if frame is FrameType.PING:
+            self._writer.add_frame(FrameType.PONG, 0, opaque)
+            return
+        if opaque != self._ping_payload:
+            raise RemoteProtocolError(Reason.UNEXPECTED_MESSAGE, "PONG without its PING")
+        self._ping_payload = None
+        measured = max(0.0, now - self._ping_sent_at)
+        known = self._session.round_trip_s
+        smoothed = known + _RTT_GAIN * (measured - known) if self._measured else measured
+        self._session.round_trip_s = smoothed
+        self._measured = True
+        self._events.append(RoundTrip(measured))
+
+    def idle_tick(self, now: float) -> bool:
+        """Whether nothing moved since the last call: buffers may shrink."""
+        mark = (self._session.bytes_sent, self._session.bytes_received)
+        idle = mark == self._idle_mark
+        self._idle_mark = mark
+        return idle
+
+    def _application_bytes(self) -> int:
+        return self._session.bytes_sent + self._session.bytes_received

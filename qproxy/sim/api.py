@@ -236,7 +236,7 @@ class KmeApi:
     def _read_key_ids(self, request: Request) -> tuple[str, ...]:
         if request.method == "POST":
             _query(request)
-            _json_body(request)
+            require_json(request)
             key_ids = decode_key_ids(request.body)
             if len(key_ids) > self._limits.max_key_per_request:
                 limit = self._limits.max_key_per_request
@@ -255,7 +255,7 @@ class KmeApi:
 def _read_key_request(request: Request) -> KeyRequest:
     if request.method == "POST":
         _query(request)
-        _json_body(request)
+        require_json(request)
         return decode_key_request(request.body)
     _no_body(request)
     parameters = _query(request, "number", "size")
@@ -292,8 +292,18 @@ def _query(request: Request, *allowed: str) -> dict[str, str]:
     return parameters
 
 
-def _json_body(request: Request) -> None:
-    content_type = request.headers.get("content-type", "application/json")
+def require_json(request: Request, *, always: bool = False) -> None:
+    """Refuse a body that says to be something else than JSON.
+
+    Args:
+        request: what came.
+        always: refuse one that says nothing, too.
+
+    Raises:
+        Refusal: 400.
+    """
+    unsaid = "" if always else "application/json"
+    content_type = request.headers.get("content-type", unsaid)
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise Refusal(400, "Content-Type: expected application/json")
 

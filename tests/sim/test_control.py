@@ -1,0 +1,149 @@
+"""The control interface: every action, and nothing but the actions."""
+
+import json
+
+import pytest
+
+from qproxy.config.model import LinkConfig
+from qproxy.net.http_server import Request
+from qproxy.sim.control import Control, KmeMode
+from qproxy.sim.link import SimulatedLink
+
+
+class Console:
+    def __init__(self):
+        config = LinkConfig(key_rate_bps=256.0, initial_key_count=10)
+        self.link = SimulatedLink(config, now=0.0, random_bytes=bytes)
+        self.told = []
+        self.control = Control(self.link, ["kme-a", "kme-b"], lambda *mode: self.told.append(mode))
+
+    def ask(self, method, document=None, *, target="/link", body=b"", kind="application/json"):
+        if document is not None:
+            body = json.dumps(document).encode()
+        path, _, query = target.partition("?")
+        headers = {"content-type": kind} if kind else {}
+        response = self.control.handle(Request(method, target, path, query, headers, body), 0.0)
+        return response.status, json.loads(response.body)
+
+    def act(self, **document):
+        return self.ask("POST", document)
+
+
+@pytest.fixture
+def console():
+    return Console()
+
+
+def test_get_tells_how_things_stand(console):
+    assert console.ask("GET") == (
+        200,
+        {
+            "simulated": True,
+            "link": "up",
+            "qber": 0.01,
+            "key_rate_bps": 256.0,
+            "stored_key_count": 10,
+            "kmes": {"kme-a": "up", "kme-b": "up"},
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("action", "link", "qber", "rate"),
+    [
+        ({"action": "cut"}, "cut", None, 0.0),
+        ({"action": "jam"}, "jammed", 0.01, 0.0),
+        ({"action": "degrade", "rate_factor": 0.5, "qber": 0.05}, "degraded", 0.05, 128.0),
+        ({"action": "degrade", "rate_factor": 1, "qber": 0.11}, "aborted", 0.11, 0.0),
+        ({"action": "restore"}, "up", 0.01, 256.0),
+    ],
+    ids=str,
+)
+def test_actions_on_the_link(console, action, link, qber, rate):
+    console.act(action="cut")
+    status, answer = console.ask("POST", action)
+    assert status == 200
+    assert (answer["link"], answer["qber"], answer["key_rate_bps"]) == (link, qber, rate)
+    assert console.ask("GET")[1] == answer
+
+
+def test_drain_empties_the_store(console):
+    assert console.act(action="drain")[1]["stored_key_count"] == 0
+
+
+@pytest.mark.parametrize(
+    ("action", "mode"),
+    [
+        ("hang", KmeMode.HANGING),
+        ("unavailable", KmeMode.UNAVAILABLE),
+        ("kill", KmeMode.KILLED),
+        ("restore", KmeMode.UP),
+    ],
+)
+def test_actions_on_one_kme(console, action, mode):
+    status, answer = console.act(action=action, kme="kme-b")
+    assert (status, answer["kmes"]) == (200, {"kme-a": "up", "kme-b": mode})
+    assert console.told == [("kme-b", mode)]
+
+
+def test_restoring_one_kme_leaves_the_link_and_restoring_all_does_not(console):
+    console.act(action="cut")
+    console.act(action="kill", kme="kme-a")
+    console.act(action="hang", kme="kme-b")
+    _, answer = console.act(action="restore", kme="kme-a")
+    assert (answer["link"], answer["kmes"]) == ("cut", {"kme-a": "up", "kme-b": "hanging"})
+    _, answer = console.act(action="restore")
+    assert (answer["link"], answer["kmes"]) == ("up", {"kme-a": "up", "kme-b": "up"})
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        {"action": "explode"},
+        {"action": ["cut"]},
+        {"action": "cut", "kme": "kme-a"},
+        {"action": "drain", "kme": "kme-a"},
+        {"action": "hang"},
+        {"action": "hang", "kme": "kme-c"},
+        {"action": "hang", "kme": ["kme-a"]},
+        {"action": "hang", "kme": {}},
+        {"action": "cut", "qber": 0.1},
+        {"action": "cut", "more": 1},
+        {"action": "degrade"},
+        {"action": "degrade", "qber": 0.1},
+        {"action": "degrade", "rate_factor": 0.1},
+        {"action": "degrade", "rate_factor": 2, "qber": 0.1},
+        {"action": "degrade", "rate_factor": 0.1, "qber": 0.6},
+        {"action": "degrade", "rate_factor": True, "qber": 0.1},
+        {"action": "degrade", "rate_factor": "1", "qber": 0.1},
+        {"action": "degrade", "rate_factor": 10**400, "qber": 0.1},
+        {"action": "degrade", "rate_factor": 0.5, "qber": 0.1, "kme": "kme-a"},
+    ],
+    ids=str,
+)
+def test_anything_else_is_refused_and_changes_nothing(console, document):
+    before = console.ask("GET")
+    status, answer = console.ask("POST", document)
+    assert status == 400
+    assert set(answer) == {"message"}
+    assert console.ask("GET") == before
+    assert console.told == []
+
+
+@pytest.mark.parametrize("body", [b"", b"cut", b"[]", b'{"action":"cut"'])
+def test_a_body_that_is_no_json_object_is_refused(console, body):
+    assert console.ask("POST", body=body)[0] == 400
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded"])
+def test_a_web_page_cannot_send_an_action(console, kind):
+    """A form can send these content types across origins without asking; JSON it cannot."""
+    assert console.ask("POST", {"action": "cut"}, kind=kind)[0] == 400
+    assert console.ask("GET")[1]["link"] == "up"
+
+
+def test_other_paths_and_methods_are_refused(console):
+    assert console.ask("GET", target="/")[0] == 404
+    assert console.ask("GET", target="/link?x=1")[0] == 404
+    assert console.ask("DELETE")[0] == 405

@@ -1,0 +1,81 @@
+"""The store between enc_keys and dec_keys: once, to whom it was meant, not for ever."""
+
+import pytest
+
+from qproxy.sim.store import KeysNotFound, KeyStore, NotNamed, SaePair, StoreFull
+from qproxy.sources.etsi014_wire import WireKey
+
+PAIR = SaePair("gw-a", "gw-b")
+
+
+def key(key_id, value=b"k" * 32):
+    return WireKey(key_id, bytearray(value))
+
+
+@pytest.fixture
+def store():
+    store = KeyStore(max_age_s=60.0, max_unclaimed=3)
+    store.add(PAIR, [key("one"), key("two")], 0.0)
+    return store
+
+
+def test_the_slave_takes_each_key_once_in_the_order_asked(store):
+    taken = store.take(PAIR, ["two", "one"], 1.0)
+    assert [k.key_id for k in taken] == ["two", "one"]
+    assert bytes(taken[0].key) == b"k" * 32
+    with pytest.raises(KeysNotFound):
+        store.take(PAIR, ["one"], 1.0)
+
+
+def test_one_missing_key_leaves_the_others(store):
+    with pytest.raises(KeysNotFound):
+        store.take(PAIR, ["one", "three"], 1.0)
+    assert len(store.take(PAIR, ["one", "two"], 1.0)) == 2
+
+
+def test_only_the_slave_that_was_named_gets_it(store):
+    for other in (SaePair("gw-a", "gw-c"), SaePair("gw-b", "gw-a")):
+        with pytest.raises(NotNamed):
+            store.take(other, ["one"], 1.0)
+    assert len(store.take(PAIR, ["one"], 1.0)) == 1
+
+
+def test_the_slave_must_name_the_master_that_took_it(store):
+    with pytest.raises(KeysNotFound):
+        store.take(SaePair("gw-c", "gw-b"), ["one"], 1.0)
+    assert store.unclaimed(PAIR, 1.0) == 2
+
+
+def test_a_key_of_another_slave_among_ones_own_takes_nothing(store):
+    store.add(SaePair("gw-a", "gw-c"), [key("theirs")], 0.0)
+    with pytest.raises(NotNamed):
+        store.take(PAIR, ["one", "theirs"], 1.0)
+    assert store.unclaimed(PAIR, 1.0) == 2
+
+
+def test_keys_that_nobody_fetches_are_wiped_when_their_time_is_over(store):
+    late = key("late")
+    store.add(PAIR, [late], 30.0)
+    assert store.unclaimed(PAIR, 59.9) == 3
+    assert store.unclaimed(PAIR, 60.0) == 1
+    with pytest.raises(KeysNotFound):
+        store.take(PAIR, ["one"], 60.0)
+    assert late.key
+    assert store.unclaimed(PAIR, 90.0) == 0
+    assert not late.key
+
+
+def test_at_the_bound_new_keys_are_refused_and_old_ones_stay(store):
+    with pytest.raises(StoreFull):
+        store.add(PAIR, [key("three"), key("four")], 1.0)
+    store.add(PAIR, [key("three")], 1.0)
+    with pytest.raises(StoreFull):
+        store.check_room(PAIR, 1, 1.0)
+    assert len(store.take(PAIR, ["one", "two", "three"], 1.0)) == 3
+    store.check_room(PAIR, 3, 1.0)
+
+
+def test_one_pair_at_its_bound_does_not_stop_another(store):
+    store.add(PAIR, [key("three")], 1.0)
+    store.add(SaePair("gw-c", "gw-b"), [key("other")], 1.0)
+    assert store.unclaimed(SaePair("gw-c", "gw-b"), 1.0) == 1

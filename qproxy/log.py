@@ -236,7 +236,7 @@ class _EventFormatter(logging.Formatter):
             event = _name(record.getMessage())
             fields = _plain_fields(raw)
         if self._with_traceback and record.exc_info and record.exc_info[1] is not None:
-            text = _traceback_text(record.exc_info[1])
+            text = traceback_text(record.exc_info[1])
             fields["traceback"] = _bounded(text, MAX_TRACEBACK_CHARS)
         return time.replace("+00:00", "Z"), record.levelname.lower(), event, fields
 
@@ -262,15 +262,22 @@ class JsonFormatter(_EventFormatter):
         return json.dumps({**head, **fields}, allow_nan=False).replace("\x7f", "\\u007f")
 
 
-def escape(text: str, limit: int = MAX_FIELD_CHARS) -> str:
+def escape(text: str, limit: int = MAX_FIELD_CHARS, *, backslashes: bool = True) -> str:
     """Text that somebody else chose, as printable ASCII of a bounded length.
 
     Control characters, escapes, bidirectional marks and everything else outside printable
-    ASCII become `\\n`, `\\x1b` or `\\u202e`, and a backslash is doubled, so that the result
-    can be shown on a terminal and stands on one line.
+    ASCII become `\\n`, `\\x1b` or `\\u202e`, so that the result can be shown on a terminal and
+    stands on one line.
+
+    Args:
+        text: What to show.
+        limit: Most characters of it that are kept.
+        backslashes: Whether to double a backslash, so that no two texts look the same. Off
+            for a message whose parts are escaped already.
     """
-    escaped = _bounded(text, limit).replace("\\", "\\\\")
-    return _NOT_PLAIN.sub(_escape_character, escaped)
+    bounded = _bounded(text, limit)
+    doubled = bounded.replace("\\", "\\\\") if backslashes else bounded
+    return _NOT_PLAIN.sub(_escape_character, doubled)
 
 
 def _escape_character(match: re.Match[str]) -> str:
@@ -333,7 +340,7 @@ def _plain_error(error: BaseException) -> str:
     return name
 
 
-def _traceback_text(error: BaseException) -> str:
+def traceback_text(error: BaseException) -> str:
     """Frames and error types, outermost cause last; never the values of any variable."""
     parts: list[str] = []
     pending: list[BaseException] = [error]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+import yaml
+
 from qproxy.config.document import read_document
 from qproxy.config.model import GatewayConfig, KmeSimConfig
 from qproxy.config.schema import GATEWAY, KME_SIM, KmeSimFile
@@ -56,6 +58,19 @@ def load_kme_sim_config(path: Path) -> KmeSimConfig:
     """
     file = cast("KmeSimFile", _load(path, KME_SIM))
     return dataclasses.replace(file.kme_sim, log=file.log)
+
+
+def load_any_config(path: Path) -> GatewayConfig | KmeSimConfig:
+    """Read either kind of file, told apart by the key `kme_sim`.
+
+    Raises:
+        ConfigFileError: Everything that is wrong with the file.
+        ConfigError: It could not be read at all.
+    """
+    root = read_document(path)
+    entries = root.value if isinstance(root, yaml.MappingNode) else ()
+    is_sim = any(key.value == "kme_sim" for key, _ in entries)
+    return load_kme_sim_config(path) if is_sim else load_gateway_config(path)
 
 
 def _load(path: Path, section: Section) -> object:

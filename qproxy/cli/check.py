@@ -1,0 +1,126 @@
+"""`qproxy check`: what a configuration does, in a few lines, and what is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+from collections.abc import Iterator
+
+from qproxy.address import Address
+from qproxy.cli.output import ExitCode, print_config_error, print_warning
+from qproxy.cli.preflight import Findings, inspect_gateway, inspect_kme_sim
+from qproxy.config.model import (
+    Etsi014SourceConfig,
+    GatewayConfig,
+    KeySourceConfig,
+    KmeSimConfig,
+    ListenerConfig,
+    PeerConfig,
+    ServiceConfig,
+)
+from qproxy.config.reader import load_any_config
+from qproxy.config.scalars import format_size
+from qproxy.log import escape
+from qproxy.modes import Policy
+
+
+def check_command(options: argparse.Namespace) -> ExitCode:
+    """Read, load, summarise."""
+    config = load_any_config(options.config)
+    now = dt.datetime.now(dt.UTC)
+    if isinstance(config, GatewayConfig):
+        findings = inspect_gateway(config, now)
+        lines = _gateway_lines(config, findings)
+    else:
+        findings = inspect_kme_sim(config, now)
+        lines = _kme_sim_lines(config, findings)
+    for line in lines:
+        print(escape(line, 2000, backslashes=False))
+    for message, hint in findings.warnings:
+        print_warning(message, hint)
+    for error in findings.errors:
+        print_config_error(error)
+    if findings.errors:
+        return ExitCode.CONFIG
+    print(f"ok, {len(findings.warnings)} warnings")
+    return ExitCode.DONE
+
+
+def _gateway_lines(config: GatewayConfig, findings: Findings) -> Iterator[str]:
+    yield f"gateway {config.node.name}"
+    yield f"  identity: {findings.facts.get('identity.certificate', 'cannot be used')}"
+    yield f"  ML-KEM by {findings.facts.get('kem', 'nothing')}"
+    if config.tunnel.listen is not None:
+        yield f"  waits for tunnels on {config.tunnel.listen}"
+    for peer in config.peers.values():
+        yield from _peer_lines(peer, config)
+    for listener in config.listeners.values():
+        yield f"  listener {listener.name}: {_listener_text(listener)}"
+    for service in config.services.values():
+        yield f"  service {service.name}: {_service_text(service)}"
+    yield f"  on SIGTERM, connections may go on for {config.shutdown.drain_s:g} s"
+
+
+def _peer_lines(peer: PeerConfig, config: GatewayConfig) -> Iterator[str]:
+    how = "waits for it" if peer.address is None else f"dials {peer.address}"
+    tunnels = "" if peer.address is None else f", {_count(peer.tunnels, 'tunnel')}"
+    yield f"  peer {peer.name}: {how}{tunnels}"
+    if peer.key_source is None:
+        yield "    policy off: classical-only, ML-KEM without QKD keys"
+    else:
+        source = _source_text(config.key_sources[peer.key_source])
+        fall_back = {
+            Policy.OFF: "uses QKD keys only where the peer demands them",
+            Policy.PREFER: "falls back to classical-only without QKD keys",
+            Policy.REQUIRE: f"closes tunnels after {peer.max_without_qkd_s:g} s without a QKD key",
+        }[peer.policy]
+        yield f"    policy {peer.policy}: {fall_back}"
+        keys = _count(peer.qkd_keys_per_epoch, "QKD key")
+        yield (
+            f"    {keys} of {peer.qkd_key_size_bits} bits per epoch from {source}, "
+            f"as SAE {peer.local_sae_id} with {peer.peer_sae_id}"
+        )
+    extras = ", pre-shared key" if peer.psk_file is not None else ""
+    yield (
+        f"    {peer.kem}, {peer.aead}{extras}; new keys every {peer.rekey.interval_s:g} s, "
+        f"{format_size(peer.rekey.bytes)} or {peer.rekey.records} records"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _source_text(source: KeySourceConfig) -> str:
+    if isinstance(source, Etsi014SourceConfig):
+        return f"{source.name} (ETSI GS QKD 014, {source.url})"
+    return f"{source.name} (files in {source.directory})"
+
+
+def _listener_text(listener: ListenerConfig) -> str:
+    tls = listener.tls
+    clients = "" if tls is None else f", client certificates {tls.client_auth}"
+    to = f"service {listener.service} at {listener.peer}"
+    return f"{_with_tls(listener.listen, tls is not None)}{clients} -> {to}"
+
+
+def _service_text(service: ServiceConfig) -> str:
+    who = "every peer" if service.peers is None else ", ".join(service.peers)
+    return f"{_with_tls(service.connect, service.tls is not None)}, for {who}"
+
+
+def _with_tls(address: Address, tls: bool) -> str:
+    return f"{address} ({'TLS' if tls else 'plaintext'})"
+
+
+def _kme_sim_lines(config: KmeSimConfig, findings: Findings) -> Iterator[str]:
+    yield "pair of simulated KMEs (ETSI GS QKD 014)"
+    for kme in config.kmes.values():
+        names = findings.facts.get(f"kme_sim.kmes.{kme.name}.certificate", "cannot be used")
+        saes = ", ".join(sae for sae, home in config.saes.items() if home == kme.name) or "nobody"
+        yield f"  {kme.name}: https://{kme.listen} for {saes}; certificate {names}"
+    link = config.link
+    rate = f"{link.key_rate_bps:g} bit/s, QBER {link.qber:g}"
+    yield f"  link: {rate}, keys of {link.key_size_bits} bits"
+    if config.control is not None:
+        yield f"  control: http://{config.control.listen}"

@@ -1,0 +1,39 @@
+"""`qproxy run`, `qproxy kme-sim` and `qproxy demo`: read what to do, then hand over."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import trio
+
+from qproxy.cli.output import ExitCode
+from qproxy.config.reader import load_gateway_config, load_kme_sim_config
+from qproxy.log import configure_logging
+
+
+def run_command(options: argparse.Namespace) -> ExitCode:
+    """Run a gateway until it is told to stop."""
+    config = load_gateway_config(options.config)
+    configure_logging(config.log)
+    from qproxy.runtime.gateway import run_gateway  # noqa: PLC0415 - not before the file is right
+
+    trio.run(partial(run_gateway, config))
+    return ExitCode.DONE
+
+
+def kme_sim_command(options: argparse.Namespace) -> ExitCode:
+    """Run the simulated KMEs until they are told to stop."""
+    config = load_kme_sim_config(options.config)
+    configure_logging(config.log)
+    from qproxy.sim.server import run_kme_sim  # noqa: PLC0415 - not before the file is right
+
+    trio.run(partial(run_kme_sim, config))
+    return ExitCode.DONE
+
+
+def demo_command(options: argparse.Namespace) -> int:
+    """Run the demonstration; its result is the exit code."""
+    from qproxy.demo.main import run_demo  # noqa: PLC0415 - needed by no other command
+
+    return int(run_demo(options))

@@ -191,12 +191,12 @@ class HttpClient:
         ) as response:
             received = bytearray()
             async for part in response.aiter_stream():
-                received += part
-                if len(received) > self._max_response_bytes:
-                    raise HttpClientError(
-                        HttpErrorKind.TOO_LARGE,
-                        f"a response of more than {self._max_response_bytes} bytes",
-                    )
+                if len(received) + len(part) > self._max_response_bytes:
+                    # Not raised here: httpcore's generators end cleanly only from below.
+                    _refuse_further(response, self._max_response_bytes)
+                else:
+                    received += part
+            _check_refused(response)
             return HttpResponse(response.status, _headers(response.headers), bytes(received))
 
 
@@ -281,9 +281,13 @@ class _NetworkStream(httpcore.AsyncNetworkStream):
     def __init__(self, endpoint: TcpEndpoint | TlsEndpoint) -> None:
         self._endpoint = endpoint
         self._stream = EndpointStream(endpoint)
+        #: What the next read raises instead of reading.
+        self.failure: HttpClientError | None = None
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Receive some; empty at the end."""
+        if self.failure is not None:
+            raise self.failure
         try:
             return await self._stream.receive_some(max_bytes)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -320,6 +324,20 @@ class _NetworkStream(httpcore.AsyncNetworkStream):
             return self._endpoint.try_receive_into(memoryview(bytearray(1))) is not None
         except ConnectionLost:
             return True
+
+
+def _refuse_further(response: httpcore.Response, limit_bytes: int) -> None:
+    stream = response.extensions["network_stream"]
+    stream.failure = HttpClientError(
+        HttpErrorKind.TOO_LARGE, f"the response is larger than {limit_bytes} bytes"
+    )
+
+
+def _check_refused(response: httpcore.Response) -> None:
+    """Raise where the response came to its end before another read."""
+    failure = response.extensions["network_stream"].failure
+    if failure is not None:
+        raise failure
 
 
 def _raise_refusal(error: BaseException) -> None:

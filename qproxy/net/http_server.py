@@ -293,6 +293,8 @@ class _Connection:
 
     async def _read_body(self, head: h11.Request) -> Request:
         self._head_only = head.method == b"HEAD"
+        if _head_size(head) > self._limits.max_header_bytes:
+            raise _RefusedError(431)  # h11 measures only what has not come whole
         headers = _headers(head)
         target = head.target.decode("ascii")
         if not target.startswith("/"):
@@ -396,6 +398,12 @@ _PHRASES = {
     500: b"internal error",
     501: b"not implemented",
 }
+
+
+def _head_size(head: h11.Request) -> int:
+    """Bytes of the request line and headers, as good as on the wire."""
+    fields = sum(len(name) + len(value) + 4 for name, value in head.headers)
+    return len(head.method) + len(head.target) + 12 + fields
 
 
 def _headers(head: h11.Request) -> dict[str, str]:

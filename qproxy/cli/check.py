@@ -42,7 +42,7 @@ def check_command(options: argparse.Namespace) -> ExitCode:
         print_config_error(error)
     if findings.errors:
         return ExitCode.CONFIG
-    print(f"ok, {len(findings.warnings)} warnings")
+    print(f"ok, {_count(len(findings.warnings), 'warning')}")
     return ExitCode.DONE
 
 

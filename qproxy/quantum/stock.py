@@ -121,11 +121,11 @@ class Reservation:
         state: where it stands.
     """
 
-    __slots__ = ("_drawn_at", "_since", "_stock", "key_ids", "keys", "state")
+    __slots__ = ("_entries", "_since", "_stock", "key_ids", "keys", "state")
 
     def __init__(self, stock: KeyStock, stored: list[_Stored], now: float) -> None:
         self._stock = stock
-        self._drawn_at = tuple(entry.drawn_at for entry in stored)
+        self._entries = stored
         self._since = now
         self.keys = tuple(entry.key for entry in stored)
         self.key_ids = tuple(entry.key.key_id for entry in stored)
@@ -158,16 +158,18 @@ class Reservation:
         """No OFFER was sent: the keys go back into the stock, with the age they have."""
         self._expect(ReservationState.RESERVED)
         self.state = ReservationState.RELEASED
-        keys, self.keys = self.keys, ()
-        self._stock._take_back(self, keys, self._drawn_at, now)
+        self.keys = ()
+        entries, self._entries = self._entries, []
+        self._stock._take_back(self, entries, now)
 
     def _end(self, expected: ReservationState, new: ReservationState, now: float) -> None:
         self._expect(expected)
         self.state = new
-        keys, self.keys = self.keys, ()
-        for key in keys:
-            key.wipe()
-        self._stock._ended(self, len(keys), now)
+        self.keys = ()
+        entries, self._entries = self._entries, []
+        for entry in entries:
+            entry.key.wipe()
+        self._stock._ended(self, len(entries), now)
 
     def _expect(self, expected: ReservationState) -> None:
         if self.state is not expected:
@@ -351,24 +353,18 @@ class KeyStock:
         self._lent_ids.update(ids)
         return reservation
 
-    def _take_back(
-        self,
-        reservation: Reservation,
-        keys: tuple[QkdKey, ...],
-        drawn_at: tuple[float, ...],
-        now: float,
-    ) -> None:
+    def _take_back(self, reservation: Reservation, entries: list[_Stored], now: float) -> None:
         self._forget(reservation)
-        for key, drawn in zip(keys, drawn_at, strict=True):
+        for entry in entries:
             room = len(self._stored) < self._settings.high_water
             if room and not self._closed:
-                self._stored[canonical_key_id(key.key_id)] = _Stored(key, drawn, announced=True)
+                self._stored[canonical_key_id(entry.key.key_id)] = entry
             else:
-                key.wipe()
+                entry.key.wipe()
                 self._count(discarded=1)
         # Back among the oldest, where they came from.
         self._stored = OrderedDict(sorted(self._stored.items(), key=lambda item: item[1].drawn_at))
-        self.expire(now)
+        self._age_out(now)
 
     def _forget(self, reservation: Reservation) -> None:
         del self._reservations[id(reservation)]
@@ -387,6 +383,15 @@ class KeyStock:
 
     def expire(self, now: float) -> None:
         """Wipe keys that lay here for too long, and orphan offers that nobody ended."""
+        self._age_out(now)
+        for reservation in tuple(self._reservations.values()):
+            if reservation._stale(now, self._settings.offer_timeout_s):
+                if reservation.state is ReservationState.OFFERED:
+                    reservation.orphaned(now)
+                else:
+                    reservation.released(now)
+
+    def _age_out(self, now: float) -> None:
         while self._stored:
             key_id, entry = next(iter(self._stored.items()))
             if now - entry.drawn_at < self._settings.max_age_s:
@@ -394,12 +399,6 @@ class KeyStock:
             del self._stored[key_id]
             entry.key.wipe()
             self._count(aged_out=1)
-        for reservation in tuple(self._reservations.values()):
-            if reservation._stale(now, self._settings.offer_timeout_s):
-                if reservation.state is ReservationState.OFFERED:
-                    reservation.orphaned(now)
-                else:
-                    reservation.released(now)
 
     def next_expiry(self) -> float | None:
         """When :meth:`expire` next has something to do, or None."""

@@ -1,0 +1,487 @@
+"""The ETSI GS QKD 014 client against a KME that answers what a test tells it to."""
+
+import base64
+import json
+import traceback
+from collections import deque
+
+import pytest
+import trio
+
+from qproxy.errors import ConfigError, KeySourceError, Reason
+from qproxy.net.http_client import HttpClientError, HttpErrorKind, HttpResponse
+from qproxy.sources.base import KeySource
+from qproxy.sources.etsi014 import Etsi014Source
+from qproxy.sources.etsi014_wire import decode_key_container as decode
+
+BASE = "https://kme.example:8441/api/v1/keys/gw-b"
+NOT_FOUND = "one or more keys specified are not found on KME"
+STATUS = {
+    "source_KME_ID": "kme-a",
+    "target_KME_ID": "kme-b",
+    "master_SAE_ID": "gw-a",
+    "slave_SAE_ID": "gw-b",
+    "key_size": 256,
+    "stored_key_count": 7,
+    "max_key_count": 100,
+    "max_key_per_request": 128,
+    "max_key_size": 1024,
+    "min_key_size": 64,
+    "max_SAE_ID_count": 0,
+}
+
+
+class FakeKme:
+    """In place of the HTTP client: gives prepared answers, keeps what was asked."""
+
+    def __init__(self):
+        self.asked = []
+        self.answers = deque()
+        self.closed = False
+
+    def answers_with(self, *answers):
+        self.answers.extend(answers)
+
+    async def request(self, method, url, *, json=None):
+        self.asked.append((method, url) if json is None else (method, url, json))
+        await trio.lowlevel.checkpoint()
+        answer = self.answers.popleft()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    async def aclose(self):
+        self.closed = True
+
+
+def response(document, status=200):
+    body = document if isinstance(document, bytes) else json.dumps(document).encode()
+    return HttpResponse(status, {}, body)
+
+
+def key(number, size_bytes=32):
+    return f"id-{number}", bytes([number + 1]) * size_bytes
+
+
+def container(*keys, **more):
+    items = [{"key_ID": i, "key": base64.b64encode(secret).decode()} for i, secret in keys]
+    return response({"keys": items, **more})
+
+
+def error(status, message="", **more):
+    return response({"message": message, **more}, status)
+
+
+@pytest.fixture
+def kme():
+    return FakeKme()
+
+
+@pytest.fixture
+def source(kme):
+    return Etsi014Source("kme-a", kme, "https://kme.example:8441/", "gw-a", "gw-b")
+
+
+async def refused(awaitable):
+    with pytest.raises(KeySourceError) as caught:
+        await awaitable
+    return caught.value
+
+
+def shown(keys):
+    return [(k.key_id, bytes(k.key)) for k in keys]
+
+
+# --- what is asked --------------------------------------------------------------------------
+
+
+async def test_status(kme, source):
+    kme.answers_with(response(STATUS))
+    typed: KeySource = source
+    status = await typed.status()
+    assert kme.asked == [("GET", f"{BASE}/status")]
+    assert (status.source_kme_id, status.target_kme_id) == ("kme-a", "kme-b")
+    assert (status.stored_key_count, status.max_key_count) == (7, 100)
+    assert (status.key_size_bits, status.max_key_per_request) == (256, 128)
+    assert (status.simulated, status.qber, status.key_rate_bps) == (False, None, None)
+
+
+@pytest.mark.parametrize(
+    ("extension", "expected"),
+    [
+        ({"simulated": True, "qber": 0.01, "key_rate_bps": 5}, (True, 0.01, 5.0)),
+        ({"simulated": "yes", "qber": "0.01", "key_rate_bps": -1}, (False, None, None)),
+        ({"simulated": 1, "qber": True, "key_rate_bps": 10**400}, (False, None, None)),
+        ({"qber": 1.5, "key_rate_bps": None}, (False, None, None)),
+    ],
+    ids=str,
+)
+async def test_what_a_status_extension_may_say(kme, source, extension, expected):
+    kme.answers_with(response({**STATUS, "status_extension": extension}))
+    status = await source.status()
+    assert (status.simulated, status.qber, status.key_rate_bps) == expected
+
+
+async def test_enc_keys_is_a_get_with_number_and_size(kme, source):
+    kme.answers_with(container(key(1), key(2)))
+    keys = await source.get_keys(2, 256)
+    assert kme.asked == [("GET", f"{BASE}/enc_keys?number=2&size=256")]
+    assert shown(keys) == [key(1), key(2)]
+    assert [k.source for k in keys] == ["kme-a", "kme-a"]
+
+
+async def test_dec_keys_of_one_id_is_a_get(kme, source):
+    kme.answers_with(container(("a b/ü", b"k" * 32)))
+    keys = await source.get_keys_by_id(["a b/ü"], 256)
+    assert kme.asked == [("GET", f"{BASE}/dec_keys?key_ID=a%20b%2F%C3%BC")]
+    assert shown(keys) == [("a b/ü", b"k" * 32)]
+
+
+async def test_dec_keys_of_several_ids_is_a_post(kme, source):
+    kme.answers_with(container(key(1), key(2)))
+    await source.get_keys_by_id(["id-1", "id-2"], 256)
+    body = {"key_IDs": [{"key_ID": "id-1"}, {"key_ID": "id-2"}]}
+    assert kme.asked == [("POST", f"{BASE}/dec_keys", body)]
+
+
+async def test_sae_ids_are_percent_encoded(kme):
+    source = Etsi014Source("k", kme, "https://kme/prefix", "gw-a", "C=NL/O=a b?#%ü")
+    kme.answers_with(response(STATUS))
+    await source.status()
+    assert kme.asked[0][1] == (
+        "https://kme/prefix/api/v1/keys/C%3DNL%2FO%3Da%20b%3F%23%25%C3%BC/status"
+    )
+
+
+@pytest.mark.parametrize("sae_id", ["", ".", "..", "a\nb", "a" * 257, "\ud800"])
+def test_sae_ids_that_cannot_stand_in_a_url_are_refused(kme, sae_id):
+    for pair in ((sae_id, "gw-b"), ("gw-a", sae_id)):
+        with pytest.raises(ConfigError):
+            Etsi014Source("k", kme, "https://kme", *pair)
+
+
+async def test_closing_closes_the_client(kme, source):
+    await source.aclose()
+    assert kme.closed
+
+
+@pytest.mark.parametrize(
+    ("number", "size_bits"), [(0, 256), (-1, 256), (1025, 256), (1, 0), (1, 12), (1, 8200)]
+)
+async def test_impossible_requests_are_never_sent(kme, source, number, size_bits):
+    caught = await refused(source.get_keys(number, size_bits))
+    assert (caught.reason, caught.retryable) == (Reason.KME_BAD_REQUEST, False)
+    assert kme.asked == []
+
+
+@pytest.mark.parametrize(
+    "key_ids", [[""], ["a" * 129], ["a\0"], ["a\r\nb"], ["\ud800"], ["a", "a"]], ids=repr
+)
+async def test_ids_no_kme_can_have_issued_are_never_sent(kme, source, key_ids):
+    assert (await refused(source.get_keys_by_id(key_ids, 256))).reason is Reason.KEY_NOT_FOUND
+    assert kme.asked == []
+
+
+async def test_no_ids_at_all_are_never_sent(kme, source):
+    assert (await refused(source.get_keys_by_id([], 256))).reason is Reason.KME_BAD_REQUEST
+    assert kme.asked == []
+
+
+# --- simulated is said of keys as well ------------------------------------------------------
+
+
+async def test_keys_are_simulated_where_the_container_says_so(kme, source):
+    kme.answers_with(
+        container(key(1), key_container_extension={"simulated": True}), container(key(2))
+    )
+    assert (await source.get_keys(1, 256))[0].simulated
+    assert not (await source.get_keys(1, 256))[0].simulated
+
+
+async def test_keys_are_simulated_where_the_last_status_said_so(kme, source):
+    kme.answers_with(
+        response({**STATUS, "status_extension": {"simulated": True}}),
+        container(key(1)),
+        container(key(2)),
+    )
+    await source.status()
+    assert (await source.get_keys(1, 256))[0].simulated
+    assert (await source.get_keys_by_id(["id-2"], 256))[0].simulated
+
+
+# --- servers that differ --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", [error(405), error(501), response(b"<html>", 404)], ids=repr)
+async def test_a_server_without_get_is_asked_by_post_from_then_on(kme, source, answer):
+    kme.answers_with(answer, container(key(1)), container(key(2)), container(key(3)))
+    assert shown(await source.get_keys(1, 256)) == [key(1)]
+    assert shown(await source.get_keys(1, 256)) == [key(2)]
+    assert shown(await source.get_keys_by_id(["id-3"], 256)) == [key(3)]
+    post = ("POST", f"{BASE}/enc_keys", {"number": 1, "size": 256})
+    assert kme.asked[1:3] == [post, post]
+    assert kme.asked[3][0] == "POST"
+
+
+async def test_dec_keys_goes_over_to_post_as_well(kme, source):
+    kme.answers_with(error(405), container(key(1)))
+    assert shown(await source.get_keys_by_id(["id-1"], 256)) == [key(1)]
+
+
+async def test_a_server_whose_get_ignores_number_is_asked_for_the_rest_by_post(kme, source):
+    kme.answers_with(container(key(1)), container(key(2), key(3)), container(key(4)))
+    assert shown(await source.get_keys(3, 256)) == [key(1), key(2), key(3)]
+    assert kme.asked[1] == ("POST", f"{BASE}/enc_keys", {"number": 2, "size": 256})
+    await source.get_keys(1, 256)
+    assert kme.asked[2][0] == "POST"
+
+
+async def test_a_server_whose_get_ignores_size_is_asked_by_post(kme, source):
+    kme.answers_with(container(key(1, 16)), container(key(2)))
+    assert shown(await source.get_keys(1, 256)) == [key(2)]
+
+
+async def test_one_key_under_two_ids_in_two_answers_is_refused(kme, source):
+    kme.answers_with(container(("a", b"k" * 32)), container(("b", b"k" * 32)))
+    assert (await refused(source.get_keys(2, 256))).reason is Reason.KEY_INVALID
+
+
+async def test_one_id_in_two_answers_is_refused(kme, source):
+    kme.answers_with(container(("a", b"k" * 32)), container(("a", b"l" * 32)))
+    assert (await refused(source.get_keys(2, 256))).reason is Reason.KME_INVALID_RESPONSE
+
+
+async def test_dec_keys_are_put_into_the_order_asked(kme, source):
+    kme.answers_with(container(key(3), key(1), key(2)))
+    keys = await source.get_keys_by_id(["id-1", "id-2", "id-3"], 256)
+    assert shown(keys) == [key(1), key(2), key(3)]
+
+
+# --- what is refused ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_more_enc_keys_than_asked_are_refused(kme, source, number):
+    kme.answers_with(container(*[key(i) for i in range(number + 1)]))
+    assert (await refused(source.get_keys(number, 256))).reason is Reason.KME_INVALID_RESPONSE
+
+
+async def test_fewer_enc_keys_than_asked_over_post_are_refused(kme, source):
+    kme.answers_with(container(key(1)), container())
+    assert (await refused(source.get_keys(2, 256))).reason is Reason.KME_INVALID_RESPONSE
+
+
+@pytest.mark.parametrize("size_bytes", [1, 31, 33, 64])
+async def test_enc_keys_of_another_length_are_refused(kme, source, size_bytes):
+    kme.answers_with(container(key(1, size_bytes)), container(key(2, size_bytes)))
+    assert (await refused(source.get_keys(1, 256))).reason is Reason.KEY_INVALID
+
+
+@pytest.mark.parametrize("size_bytes", [1, 31, 33, 64])
+async def test_dec_keys_of_another_length_are_refused(kme, source, size_bytes):
+    kme.answers_with(container(key(1, size_bytes)))
+    assert (await refused(source.get_keys_by_id(["id-1"], 256))).reason is Reason.KEY_INVALID
+
+
+async def test_keys_that_are_all_zero_are_refused(kme, source):
+    zero = container(("z", bytes(32)))
+    kme.answers_with(zero, zero)
+    assert (await refused(source.get_keys(1, 256))).reason is Reason.KEY_INVALID
+    assert (await refused(source.get_keys_by_id(["z"], 256))).reason is Reason.KEY_INVALID
+
+
+async def test_one_key_under_two_ids_is_refused(kme, source):
+    twice = container(("a", b"k" * 32), ("b", b"k" * 32))
+    kme.answers_with(twice, twice)
+    assert (await refused(source.get_keys(2, 256))).reason is Reason.KEY_INVALID
+    assert (await refused(source.get_keys_by_id(["a", "b"], 256))).reason is Reason.KEY_INVALID
+
+
+async def test_one_id_twice_is_refused(kme, source):
+    twice = container(("a", b"k" * 32), ("a", b"l" * 32))
+    kme.answers_with(twice, twice)
+    assert (await refused(source.get_keys(2, 256))).reason is Reason.KME_INVALID_RESPONSE
+    caught = await refused(source.get_keys_by_id(["a"], 256))
+    assert caught.reason is Reason.KME_INVALID_RESPONSE
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ([key(1)], Reason.KEY_NOT_FOUND),
+        ([], Reason.KEY_NOT_FOUND),
+        ([key(1), key(3)], Reason.KME_INVALID_RESPONSE),
+        ([key(1), key(2), key(3)], Reason.KME_INVALID_RESPONSE),
+    ],
+)
+async def test_other_dec_keys_than_asked_are_refused(kme, source, given, reason):
+    kme.answers_with(container(*given))
+    assert (await refused(source.get_keys_by_id(["id-1", "id-2"], 256))).reason is reason
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"null", b'{"message":"no"}', b'{"keys":[{}]}'], ids=repr
+)
+async def test_an_answer_that_cannot_be_read_is_refused(kme, source, body):
+    kme.answers_with(response(body), response(body), response(body))
+    for call in (source.get_keys(1, 256), source.get_keys_by_id(["a"], 256), source.status()):
+        assert (await refused(call)).reason is Reason.KME_INVALID_RESPONSE
+
+
+# --- what failures mean ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "retryable"),
+    [
+        (HttpErrorKind.CONNECT, Reason.KME_UNREACHABLE, True),
+        (HttpErrorKind.TLS, Reason.KME_TLS, False),
+        (HttpErrorKind.TIMEOUT, Reason.KME_TIMEOUT, True),
+        (HttpErrorKind.PROTOCOL, Reason.KME_INVALID_RESPONSE, True),
+        (HttpErrorKind.TOO_LARGE, Reason.KME_INVALID_RESPONSE, True),
+    ],
+)
+async def test_what_the_transport_says(kme, source, kind, reason, retryable):
+    kme.answers_with(*[HttpClientError(kind, "said by the client")] * 3)
+    for call in (source.get_keys(1, 256), source.get_keys_by_id(["a"], 256), source.status()):
+        caught = await refused(call)
+        assert (caught.reason, caught.retryable, caught.status) == (reason, retryable, None)
+
+
+def test_every_kind_of_transport_failure_has_a_reason():
+    from qproxy.sources import etsi014
+
+    assert set(etsi014._TRANSPORT) == set(HttpErrorKind)
+
+
+ENC, DEC = "enc", "dec"
+
+
+@pytest.mark.parametrize(
+    ("call", "answer", "reason", "retryable"),
+    [
+        (ENC, error(401), Reason.KME_UNAUTHORIZED, False),
+        (DEC, error(401), Reason.KME_UNAUTHORIZED, False),
+        (ENC, response(b"Forbidden", 403), Reason.KME_UNAUTHORIZED, False),
+        (ENC, error(400, "size shall be a multiple of 8"), Reason.KME_BAD_REQUEST, False),
+        (ENC, error(400), Reason.KME_BAD_REQUEST, False),
+        (ENC, response(b"<html>", 400), Reason.KME_BAD_REQUEST, False),
+        (DEC, error(400, NOT_FOUND), Reason.KEY_NOT_FOUND, False),
+        (DEC, error(400, NOT_FOUND.upper() + "."), Reason.KEY_NOT_FOUND, False),
+        (DEC, error(400, "key_IDs is missing"), Reason.KME_BAD_REQUEST, False),
+        (DEC, error(404, "no"), Reason.KEY_NOT_FOUND, False),
+        (DEC, error(409), Reason.KEY_NOT_FOUND, False),
+        (DEC, error(410), Reason.KEY_NOT_FOUND, False),
+        (DEC, error(412), Reason.KEY_NOT_FOUND, False),
+        (DEC, error(503, NOT_FOUND), Reason.KEY_NOT_FOUND, False),
+        (DEC, error(503), Reason.KME_UNAVAILABLE, True),
+        (ENC, error(503), Reason.KME_UNAVAILABLE, True),
+        (ENC, response(b"<html>", 503), Reason.KME_UNAVAILABLE, True),
+        (ENC, error(504), Reason.KME_UNAVAILABLE, True),
+        (ENC, error(500), Reason.KME_UNAVAILABLE, True),
+        (ENC, error(429), Reason.KME_UNAVAILABLE, True),
+        (ENC, error(503, "not enough keys are stored"), Reason.KEYS_EXHAUSTED, True),
+        (ENC, error(400, "Insufficient key material"), Reason.KEYS_EXHAUSTED, True),
+        (ENC, error(404, "No more keys"), Reason.KEYS_EXHAUSTED, True),
+        (ENC, error(404, "No available keys"), Reason.KEYS_EXHAUSTED, True),
+        (ENC, error(404, "unknown SAE"), Reason.KME_BAD_REQUEST, False),
+        (ENC, error(409), Reason.KEYS_EXHAUSTED, True),
+        (ENC, error(412), Reason.KEYS_EXHAUSTED, True),
+        (ENC, error(418), Reason.KME_BAD_REQUEST, False),
+        (ENC, error(301), Reason.KME_INVALID_RESPONSE, True),
+        (ENC, response(b"", 204), Reason.KME_INVALID_RESPONSE, True),
+        (ENC, response(b"{}", 202), Reason.KME_INVALID_RESPONSE, True),
+    ],
+    ids=str,
+)
+async def test_what_a_status_code_means(kme, source, call, answer, reason, retryable):
+    kme.answers_with(answer)
+    asked = source.get_keys(1, 256) if call == ENC else source.get_keys_by_id(["a"], 256)
+    caught = await refused(asked)
+    assert (caught.reason, caught.retryable) == (reason, retryable)
+    assert caught.status == answer.status
+    assert len(kme.asked) == 1
+
+
+# --- secrets --------------------------------------------------------------------------------
+
+
+SECRET = base64.b64encode(b"\x07" * 32).decode()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        container(("a", b"\x07" * 32), ("b", b"\x07" * 32), ("c", b"\x07" * 32)),
+        container((SECRET, b"\x07" * 31)),
+        error(503, f"key {SECRET} is broken"),
+        error(400, SECRET, details=[{"key": SECRET}]),
+        response(f'{{"keys":"{SECRET}"}}'.encode()),
+        response(f'{{"keys":[{{"key":"{SECRET}'.encode()),
+        HttpClientError(HttpErrorKind.PROTOCOL, f"illegal header {SECRET}"),
+    ],
+    ids=range(7),
+)
+async def test_no_error_nor_anything_chained_to_it_holds_what_came(kme, source, answer):
+    kme.answers_with(*[answer] * 4)
+    for call in (source.get_keys(2, 256), source.get_keys_by_id(["a", "b"], 256)):
+        caught = await refused(call)
+        seen = "".join(traceback.format_exception(caught)) + repr(vars(caught))
+        link: BaseException | None = caught
+        while link is not None:
+            seen += f"{link!r}{link.args!r}"
+            link = link.__cause__ or link.__context__
+        assert SECRET not in seen
+        assert str(caught) in seen
+
+
+async def test_what_is_refused_is_wiped(kme, source, monkeypatch):
+    seen = []
+
+    def spy(body, original=decode):
+        decoded = original(body)
+        seen.extend(decoded.keys)
+        return decoded
+
+    monkeypatch.setattr("qproxy.sources.etsi014.decode_key_container", spy)
+    kme.answers_with(
+        container(key(1), key(2), key(3)),  # too many
+        container(key(1, 16)),  # too short over GET
+        container(key(1, 16)),  # and over POST
+    )
+    await refused(source.get_keys(2, 256))
+    await refused(source.get_keys(1, 256))
+    kme.answers_with(
+        container(key(1), key(3)),  # not asked for
+        container(key(1)),  # not all
+        container(key(1), ("id-2", bytes(32))),  # all zero
+        container(("id-1", b"k" * 32), ("id-2", b"k" * 32)),  # the same
+    )
+    for _ in range(4):
+        await refused(source.get_keys_by_id(["id-1", "id-2"], 256))
+    assert len(seen) == 12
+    assert all(k.key == b"" for k in seen)
+
+
+async def test_keys_in_hand_are_wiped_when_the_rest_fails_or_is_cancelled(kme, monkeypatch):
+    for failure in (error(503), trio.TooSlowError()):
+        seen = []
+
+        def spy(body, original=decode, seen=seen):
+            decoded = original(body)
+            seen.extend(decoded.keys)
+            return decoded
+
+        monkeypatch.setattr("qproxy.sources.etsi014.decode_key_container", spy)
+        source = Etsi014Source("k", kme, "https://kme", "gw-a", "gw-b")
+        kme.answers_with(container(key(1)), failure)
+        with pytest.raises((KeySourceError, trio.TooSlowError)):
+            await source.get_keys(2, 256)
+        assert [k.key for k in seen] == [b""]
+
+
+async def test_keys_handed_out_are_whole_and_their_repr_is_not(kme, source):
+    kme.answers_with(container(("a", b"\x07" * 32)))
+    (taken,) = await source.get_keys(1, 256)
+    assert taken.key == b"\x07" * 32
+    assert "x07" not in repr(taken)

@@ -477,7 +477,7 @@ def load_kem_provider(choice: KemProviderChoice) -> KemProvider:
     Nothing is ever downloaded, built or printed.
 
     Args:
-        choice: ``auto`` takes liboqs where it can be used, because its key generation is about four
+        choice: ``auto`` takes liboqs where it can be used, because its key generation is several
             times as fast, else OpenSSL. The provider's ``name`` tells which it was.
 
     Raises:

@@ -188,6 +188,10 @@ class Etsi014Source:
         self, keys: Sequence[WireKey], size_bits: int, container: KeyContainer
     ) -> list[QkdKey]:
         """Hand over keys of a container, or wipe all of it and raise."""
+        if not all(_is_key_id(key.key_id) for key in keys):
+            # The other site would not ask for it: its ID goes through logs and URLs there.
+            container.wipe()
+            raise _invalid("a key_ID is no printable text")
         problem = None
         if any(len(key.key) * 8 != size_bits for key in keys):
             problem = f"a key has another length than the {size_bits} bits asked for"

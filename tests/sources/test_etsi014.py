@@ -305,6 +305,11 @@ async def test_one_id_twice_is_refused(kme, source):
     assert caught.reason is Reason.KME_INVALID_RESPONSE
 
 
+async def test_an_id_the_other_site_would_not_ask_for_is_refused(kme, source):
+    kme.answers_with(container(("a\r\nb", b"k" * 32)))
+    assert (await refused(source.get_keys(1, 256))).reason is Reason.KME_INVALID_RESPONSE
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [

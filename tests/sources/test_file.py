@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from qproxy.errors import KeySourceError, Reason
+from qproxy.keys import QkdKey
 from qproxy.sources.base import KeySource
 from qproxy.sources.file import FileSource, make_key_directories
 
@@ -159,6 +160,51 @@ async def test_a_directory_others_can_read_is_not_trusted(sites, directory, part
     assert not caught.value.retryable
     assert await refused(sites[0].get_keys_by_id(["x"], 256)) is Reason.KME_UNAVAILABLE
     assert await refused(sites[0].status()) is Reason.KME_UNAVAILABLE
+
+
+@pytest.fixture
+def claimed(monkeypatch):
+    """Every key that is taken, as the source makes it."""
+    made = []
+
+    def spy(*arguments, **options):
+        made.append(QkdKey(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr("qproxy.sources.file.QkdKey", spy)
+    return made
+
+
+async def test_keys_claimed_before_a_bad_one_are_wiped(sites, directory, claimed):
+    sorted((directory / "master").iterdir())[2].write_bytes(b"short")
+    assert await refused(sites[0].get_keys(3, 256)) is Reason.KEY_INVALID
+    assert [key.key for key in claimed] == [b"", b""]
+
+
+@pytest.mark.parametrize("how", ["gone", "bad"])
+async def test_keys_claimed_by_id_before_one_that_fails_are_wiped(
+    sites, directory, claimed, monkeypatch, how
+):
+    first, second = sorted((directory / "slave").iterdir())[:2]
+    if how == "gone":  # taken by another process after it was seen
+        second.unlink()
+        monkeypatch.setattr("os.path.lexists", lambda path: True)
+    else:
+        second.write_bytes(b"short")
+    reason = await refused(sites[0].get_keys_by_id([first.stem, second.stem], 256))
+    assert reason is (Reason.KEY_NOT_FOUND if how == "gone" else Reason.KEY_INVALID)
+    assert [key.key for key in claimed] == [b""]
+
+
+async def test_a_key_that_another_process_took_meanwhile_is_passed_over(
+    sites, directory, claimed, monkeypatch
+):
+    names = [path.stem for path in sorted((directory / "master").iterdir())]
+    (directory / "master" / f"{names[0]}.key").unlink()
+    monkeypatch.setattr(FileSource, "_key_ids", lambda self, half: names)
+    assert [key.key_id for key in await sites[0].get_keys(3, 256)] == names[1:]
+    assert await refused(sites[0].get_keys(1, 256)) is Reason.KEYS_EXHAUSTED
+    assert (await sites[0].status()).key_size_bits == 0
 
 
 async def test_a_key_file_others_can_read_is_not_trusted(sites, directory):

@@ -64,7 +64,7 @@ from qproxy.tunnel.session import Session
 from qproxy.tunnel.settings import Role, TunnelSettings
 from qproxy.tunnel.states import ClientEpochState, Phase, ServerEpochState
 from qproxy.tunnel.timers import Timers
-from qproxy.tunnel.tls_phase import TlsPhase
+from qproxy.tunnel.tls_phase import FindPeer, TlsPhase
 
 _DATA = int(FrameType.DATA)
 
@@ -87,6 +87,7 @@ class Connection:
         kem: KemProvider,
         random_bytes: Callable[[int], bytes],
         now: float,
+        find_peer: FindPeer | None = None,
     ) -> None:
         """Make one end of a tunnel.
 
@@ -97,6 +98,9 @@ class Connection:
             kem: ML-KEM provider.
             random_bytes: source of nonces and IDs; ``os.urandom`` outside tests.
             now: monotonic time in seconds, on the clock of every later ``now``.
+            find_peer: server: gives the settings that replace ``settings`` once the peer's
+                certificate is verified, by its names; None from it keeps ``settings``, whose
+                ``peer_name`` must then be in the certificate.
         """
         self.role = role
         self.phase = Phase.TLS
@@ -106,7 +110,7 @@ class Connection:
         self._events: list[Event] = []
         self._splitter = RecordSplitter()
         self._writer = RecordWriter()
-        self._tls: TlsPhase | None = TlsPhase(tls_context, role, settings)
+        self._tls: TlsPhase | None = TlsPhase(tls_context, role, settings, find_peer)
         self._epochs: ClientEpochs | ServerEpochs | None = None
         self._opener: RecordOpener | None = None
         self._next_opener: RecordOpener | None = None
@@ -139,6 +143,11 @@ class Connection:
     def effective_policy(self) -> Policy:
         """The stricter of both ends' policies, as far as known."""
         return self._settings.policy if self._epochs is None else self._epochs.effective_policy
+
+    @property
+    def peer_policy(self) -> Policy | None:
+        """The peer's policy as last authenticated, or None before that."""
+        return self._epochs.peer_policy if self._epochs is not None else None
 
     @property
     def qkd_age_from(self) -> float | None:
@@ -436,6 +445,8 @@ class Connection:
         peer = tls.peer
         if peer is None:
             raise LocalProtocolError(Reason.INTERNAL_ERROR, "nobody authenticated")
+        self._settings = tls.settings
+        self._timers.use(tls.settings)
         binding = make_binding(self.role, self._settings, peer)
         exchange = ClientEpochs if self.role is Role.CLIENT else ServerEpochs
         self._epochs = exchange(

@@ -60,6 +60,10 @@ class Timers:
         self._end_deadline: float | None = None
         self.ending_reason: Reason | None = None
 
+    def use(self, settings: TunnelSettings) -> None:
+        """The peer is known: its own limits hold from here on."""
+        self._settings = settings
+
     def heard(self, now: float) -> None:
         """Bytes came from the peer."""
         self._heard_at = now

@@ -13,7 +13,9 @@ the cause stands in the raised error, for the local log (docs/protocol.md, "Fail
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from cryptography import x509
 from OpenSSL import SSL
@@ -25,6 +27,10 @@ from qproxy.tls.context import verify_failure, verify_failure_detail
 from qproxy.tls.names import certificate_hash, certificate_names
 from qproxy.tunnel.constants import MAX_SESSION_TICKETS, MAX_TLS_PHASE_BYTES
 from qproxy.tunnel.settings import HYBRID_GROUPS, Role, TunnelSettings
+
+#: Finds the settings for a peer by the names of its verified certificate. A gateway that is dialled
+#: learns only then who dials.
+FindPeer: TypeAlias = Callable[[frozenset[str]], TunnelSettings | None]
 
 _TICKET_STATE = b"SSLv3/TLS read server session ticket"
 _READY_STATE = b"SSL negotiation finished successfully"
@@ -54,9 +60,16 @@ class AuthenticatedPeer:
 class TlsPhase:
     """One side of the handshake, and the epoch messages that travel inside it."""
 
-    def __init__(self, context: SSL.Context, role: Role, settings: TunnelSettings) -> None:
+    def __init__(
+        self,
+        context: SSL.Context,
+        role: Role,
+        settings: TunnelSettings,
+        find_peer: FindPeer | None = None,
+    ) -> None:
         self._role = role
         self._settings = settings
+        self._find_peer = find_peer
         self._connection = SSL.Connection(context, None)
         self._post_handshake_states: list[bytes] = []
         self._tickets = 0
@@ -66,6 +79,11 @@ class TlsPhase:
             self._connection.set_connect_state()
         else:
             self._connection.set_accept_state()
+
+    @property
+    def settings(self) -> TunnelSettings:
+        """The settings for this peer; final once :attr:`peer` is there."""
+        return self._settings
 
     def start(self) -> bytes:
         """Client: the ClientHello. Server: nothing yet."""
@@ -161,6 +179,8 @@ class TlsPhase:
         self, certificate: x509.Certificate, own: x509.Certificate, group: str
     ) -> AuthenticatedPeer:
         names = certificate_names(certificate)
+        if self._find_peer is not None:
+            self._settings = self._find_peer(names) or self._settings
         wanted = self._settings.peer_name
         if wanted not in names:
             raise RemoteProtocolError(

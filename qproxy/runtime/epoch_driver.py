@@ -1,0 +1,256 @@
+"""Answers the core's wish for a new epoch, at the end of the tunnel that dialled.
+
+The core says when an epoch is due; :class:`~qproxy.quantum.policy.ModePolicy` says in which mode;
+this class takes keys from the stock, makes the offer, and tells stock and link health what became
+of it. A change of the link's state asks for an epoch too: that is how a live tunnel falls back and
+climbs back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from qproxy.errors import LocalProtocolError, Reason
+from qproxy.keys import QkdKey
+from qproxy.log import Logger
+from qproxy.modes import Mode, Policy
+from qproxy.quantum.health import LinkChange, LinkState
+from qproxy.quantum.policy import PEER_HAS_NO_KEYS, Action, Decision, Situation
+from qproxy.quantum.stock import Reservation
+from qproxy.runtime.qkd import QuantumSide
+from qproxy.runtime.tunnel import Tunnel
+from qproxy.tunnel.connection import Connection
+from qproxy.tunnel.events import EpochCommitted, EpochFailed
+
+#: How soon a wish that could not be met is looked at again, in seconds.
+WAIT_S = 1.0
+#: First pause after a failed attempt, doubled up to the last, in seconds.
+RETRY_S = 0.05
+MAX_RETRY_S = 5.0
+
+#: Failures of a hybrid attempt that speak of the key or of the peer's key source.
+_KEY_FAILURES = PEER_HAS_NO_KEYS | {
+    Reason.KEY_MISMATCH,
+    Reason.KEY_NOT_FOUND,
+    Reason.KEY_SPENT,
+    Reason.KEY_INVALID,
+}
+#: Wishes that a limit of the running key stands behind: they cannot wait for a QKD key.
+_PRESSING = frozenset({Reason.REKEY_BYTES, Reason.REKEY_RECORDS, Reason.REAUTHENTICATION})
+
+
+class EpochDriver:
+    """Starts the epochs of one tunnel that this gateway dialled."""
+
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        quantum: QuantumSide,
+        log: Logger,
+        *,
+        tunnels: Callable[[], int],
+    ) -> None:
+        """Drive one tunnel's epochs.
+
+        Args:
+            tunnel: the tunnel.
+            quantum: stock, health and policy of its peer.
+            log: bound to the tunnel.
+            tunnels: how many tunnels draw on the same stock now.
+        """
+        self._tunnel = tunnel
+        self._quantum = quantum
+        self._log = log
+        self._tunnels = tunnels
+        self._wish: Reason | None = None
+        self._wished = trio.Event()
+        self._answered = trio.Event()
+        self._reservation: Reservation | None = None
+        self._mode: Mode | None = None
+        self._rejected: Reason | None = None
+        self._retry_s = RETRY_S
+        self._committed_at = trio.current_time()
+        self._told: Reason | None = None
+
+    def epoch_due(self, reason: Reason) -> None:
+        """The core, or a change of the link, wants an epoch."""
+        if self._wish is None or reason in _PRESSING:
+            self._wish = reason
+        self._wished.set()
+
+    def on_link_change(self, change: LinkChange) -> None:
+        """Fall back, or climb back, if the tunnel's mode is not what the link now allows."""
+        climbs = change.new is not LinkState.DOWN and self._mode is Mode.CLASSICAL_ONLY
+        falls = change.new is LinkState.DOWN and self._mode is Mode.HYBRID
+        if climbs or falls:
+            self.epoch_due(Reason.LINK_CHANGE)
+
+    def on_committed(self, event: EpochCommitted) -> None:
+        """The offer became an epoch."""
+        self._mode = event.mode
+        self._committed_at = trio.current_time()
+        self._rejected = None
+        self._retry_s = RETRY_S
+        self._told = None
+        if event.mode is Mode.HYBRID:
+            self._quantum.key_confirmed()
+        self._settle(lambda reservation, now: reservation.confirmed(now))
+
+    def on_failed(self, event: EpochFailed) -> None:
+        """The offer came to nothing: decide again, soon."""
+        self._settle(lambda reservation, now: reservation.orphaned(now))
+        if event.mode is Mode.HYBRID and event.reason in _KEY_FAILURES:
+            self._rejected = event.reason
+            self._quantum.key_failed(event.reason)
+        self.epoch_due(Reason.RETRY)
+
+    async def run(self) -> None:
+        """Answer wishes until cancelled."""
+        while True:
+            with trio.move_on_after(self._next_look_s()) as timeout:
+                await self._wished.wait()
+            if timeout.cancelled_caught and not self._climb_is_due():
+                continue
+            self._wished = trio.Event()
+            if not self._tunnel.connection.epoch_exchange_idle:
+                # An exchange is under way; what came of it decides whether another is wanted.
+                await self._wait_for_answer()
+                continue
+            await self._decide()
+
+    # Inside.
+
+    def _next_look_s(self) -> float:
+        """When to look without having been asked: to try a trial, or a wish that had to wait."""
+        return WAIT_S
+
+    def _climb_is_due(self) -> bool:
+        """A classical-only tunnel under a link that may be tried, or a wish that waits."""
+        if self._wish is not None:
+            return True
+        if self._mode is not Mode.CLASSICAL_ONLY:
+            return False
+        if self._policy() is Policy.OFF:
+            return False
+        health = self._quantum.health
+        now = trio.current_time()
+        trial_at = health.next_trial_at()
+        ready = health.state is not LinkState.DOWN or (trial_at is not None and trial_at <= now)
+        if ready and self._quantum.stock.available >= self._quantum.policy.keys_per_epoch:
+            self._wish = Reason.LINK_CHANGE
+            return True
+        return False
+
+    async def _wait_for_answer(self) -> None:
+        self._answered = trio.Event()
+        with trio.move_on_after(WAIT_S):
+            await self._answered.wait()
+        if self._wish is not None:
+            self._wished.set()
+
+    async def _decide(self) -> None:
+        wish = self._wish or Reason.LINK_CHANGE
+        decision = self._quantum.policy.decide(self._situation(wish))
+        if decision.action is Action.OFFER and decision.mode is not None:
+            if self._is_pointless(wish, decision):
+                self._wish = None
+                return
+            await self._pace(wish)
+            self._offer(wish, decision, decision.mode)
+        elif decision.action is Action.REFUSE:
+            self._say_refused(decision)
+            self._tunnel.end(decision.reason)
+        else:
+            self._say_waiting(decision)
+            await trio.sleep(WAIT_S)
+            self._wished.set()
+
+    def _situation(self, wish: Reason) -> Situation:
+        quantum, now = self._quantum, trio.current_time()
+        health = quantum.health
+        fresh_at = self._tunnel.connection.qkd_age_from
+        down = health.state is LinkState.DOWN
+        return Situation(
+            link=health.state,
+            link_reason=health.reason,
+            keys_available=quantum.stock.available,
+            peer_policy=self._tunnel.connection.peer_policy,
+            current_mode=self._mode,
+            epoch_age_s=now - self._committed_at,
+            qkd_age_s=None if fresh_at is None else now - fresh_at,
+            rejected=self._rejected,
+            awaits_trial=health.awaits_trial,
+            trial=down and health.take_trial(now),
+            must_rekey=wish in _PRESSING,
+            tunnels=self._tunnels(),
+            supply_keys_per_s=quantum.rate_keys_per_s,
+            stock_low=quantum.stock.low,
+        )
+
+    def _is_pointless(self, wish: Reason, decision: Decision) -> bool:
+        """A link change that does not change this tunnel's mode after all needs no epoch."""
+        return wish is Reason.LINK_CHANGE and decision.mode is self._mode
+
+    async def _pace(self, wish: Reason) -> None:
+        """After failures, offers come slower and slower; the first retry is at once."""
+        if wish is Reason.RETRY:
+            await trio.sleep(self._retry_s)
+            self._retry_s = min(2 * self._retry_s, MAX_RETRY_S)
+
+    def _offer(self, wish: Reason, decision: Decision, mode: Mode) -> None:
+        now = trio.current_time()
+        keys: tuple[QkdKey, ...] = ()
+        if mode is Mode.HYBRID:
+            reservation = self._quantum.stock.reserve(self._quantum.policy.keys_per_epoch, now)
+            if reservation is None:
+                self._wished.set()  # Another tunnel was quicker: decide again.
+                return
+            try:
+                reservation.offered(now)
+            except LocalProtocolError:
+                self._wished.set()
+                return
+            self._reservation = reservation
+            keys = reservation.keys
+            self._quantum.nudge()
+        # Why this mode is more telling than why now, wherever the mode is not what it was.
+        changes = self._mode is not mode and (self._mode is not None or mode is not Mode.HYBRID)
+        reason = decision.reason if changes else wish
+        self._wish = None
+
+        def start(connection: Connection, now: float) -> None:
+            connection.start_epoch(mode, reason, keys, now)
+
+        try:
+            self._tunnel.tell_core(start)
+        except LocalProtocolError as error:
+            self._log.debug("epoch_not_started", reason=error.reason, detail=str(error))
+            self._settle(lambda held, at: held.orphaned(at))
+
+    def _settle(self, end: Callable[[Reservation, float], None]) -> None:
+        self._answered.set()
+        reservation, self._reservation = self._reservation, None
+        # The stock gives up on an offer by itself after a while, and says so in its counters.
+        if reservation is not None and reservation.keys:
+            end(reservation, trio.current_time())
+
+    def _policy(self) -> Policy:
+        return self._quantum.policy.effective(self._tunnel.connection.peer_policy)
+
+    def _say_refused(self, decision: Decision) -> None:
+        self._log.warning(
+            "tunnel_refused",
+            policy=decision.policy,
+            reason=decision.reason,
+            obstacle=decision.obstacle,
+            hint="the policy requires QKD and no key can be had; see the link_state and kme events",
+        )
+
+    def _say_waiting(self, decision: Decision) -> None:
+        if decision.reason is not self._told:
+            self._told = decision.reason
+            self._log.warning(
+                "epoch_waits", policy=decision.policy, reason=decision.reason, mode=self._mode
+            )

@@ -1,0 +1,255 @@
+"""The quantum side of one peer: keys in stock ahead of need, and the health of the link.
+
+Nothing on the data path waits for a KME. One task probes the key source and refills the stock; the
+epochs of a tunnel's client take from the stock, and those of its server redeem IDs in a task of
+their own. All calls go through here, so that the link's health hears of every one of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import trio
+
+from qproxy.config.model import PeerConfig
+from qproxy.errors import KeySourceError, Reason
+from qproxy.keys import QkdKey
+from qproxy.log import Logger
+from qproxy.modes import Mode, Policy
+from qproxy.quantum.health import HealthSettings, LinkChange, LinkHealth, LinkReport, LinkState
+from qproxy.quantum.policy import ModePolicy
+from qproxy.quantum.spent import SpentIds
+from qproxy.quantum.stock import KeyStock, StockSettings
+from qproxy.sources.base import KeySource, SourceStatus
+from qproxy.tunnel.messages import OfferedKey
+
+#: How long a new gateway waits for the first word from its key source before it dials, so that a
+#: tunnel does not begin in classical-only mode just because the first key was under way.
+FIRST_WORD_S = 3.0
+#: Shortest pause between two calls for keys, in seconds.
+MIN_DRAW_PAUSE_S = 0.05
+
+
+class QuantumSide:
+    """Keys and link health towards one peer.
+
+    Attributes:
+        source_kind: how offers name the source ("etsi-qkd-014", "file"), or None without one.
+        health: state of the link.
+        stock: keys drawn ahead, for the tunnels this gateway dials.
+        policy: what this end demands.
+        simulated: the source says that its keys are simulated.
+        redeemed: keys redeemed for tunnels that the peer dialled.
+    """
+
+    def __init__(
+        self,
+        config: PeerConfig,
+        source: KeySource | None,
+        source_kind: str | None,
+        log: Logger,
+        *,
+        now: float,
+        health: HealthSettings | None = None,
+    ) -> None:
+        self._config = config
+        self._source = source
+        self._log = log
+        self._settings = health or HealthSettings()
+        self._draws = config.address is not None
+        self._redeemable = SpentIds()
+        self._first_word = trio.Event()
+        self._nudge = trio.Event()
+        self._listeners: list[Callable[[LinkChange], None]] = []
+        self._rate: float | None = None
+        self.source_kind = source_kind
+        self.simulated = False
+        self.redeemed = 0
+        self.health = LinkHealth(self._settings, now, random=random.random)
+        self.stock = KeyStock(StockSettings(), SpentIds(), now)
+        self.policy = ModePolicy(
+            policy=config.policy,
+            max_without_qkd_s=config.max_without_qkd_s,
+            rekey_interval_s=config.rekey.interval_s,
+            max_interval_s=config.rekey.max_age_s,
+            keys_per_epoch=config.qkd_keys_per_epoch,
+            has_key_source=source is not None,
+        )
+
+    @property
+    def source_name(self) -> str:
+        """The configured name of the source, for logs; empty without one."""
+        return self._source.name if self._source is not None else ""
+
+    @property
+    def rate_keys_per_s(self) -> float | None:
+        """Keys of our size that the link makes each second, where the source says so."""
+        return self._rate
+
+    def on_link_change(self, listener: Callable[[LinkChange], None]) -> None:
+        """Call this with every change of the link's state."""
+        self._listeners.append(listener)
+
+    async def first_word(self) -> None:
+        """Wait until keys are there or the link is known to be down, but not for long."""
+        if self._source is not None and self._config.policy is not Policy.OFF:
+            with trio.move_on_after(FIRST_WORD_S):
+                await self._first_word.wait()
+
+    def nudge(self) -> None:
+        """Keys were taken: look at the stock now rather than at the next probe."""
+        self._nudge.set()
+
+    async def run(self) -> None:
+        """Probe and draw for as long as the gateway runs."""
+        source = self._source
+        if source is None:
+            return
+        try:
+            while True:
+                await self._one_round(source)
+                await self._pause()
+        finally:
+            with trio.CancelScope(shield=True), trio.move_on_after(1):
+                await source.aclose()
+            self.stock.close(trio.current_time())
+
+    async def redeem(self, keys: tuple[OfferedKey, ...]) -> list[QkdKey] | Reason:
+        """The server's side of an OFFER: claim every ID once, then fetch the keys.
+
+        Returns:
+            The keys in the order offered, the caller's to wipe; or why they cannot be had.
+        """
+        now = trio.current_time()
+        source = self._source
+        if source is None:
+            return Reason.NO_KEY_SOURCE
+        refusal = self.policy.answer(
+            Mode.HYBRID, self._config.policy, self.health.state, self.health.reason
+        )
+        if refusal is not None:
+            return refusal
+        size_bits = self._config.qkd_key_size_bits
+        if any(key.size_bytes * 8 != size_bits for key in keys):
+            return Reason.KEY_INVALID
+        # Every ID is claimed, also after one was refused: an ID in an OFFER is burnt (rule R5).
+        if not all([self._redeemable.claim(key.key_id, now) for key in keys]):
+            return Reason.KEY_SPENT
+        try:
+            with trio.fail_after(self._config.kme_timeout_s):
+                redeemed = await source.get_keys_by_id([key.key_id for key in keys], size_bits)
+        except trio.TooSlowError:
+            self._failed(Reason.KME_TIMEOUT, "no answer in time", drawing=False)
+            return Reason.KME_TIMEOUT
+        except KeySourceError as error:
+            if error.reason not in {Reason.KEY_NOT_FOUND, Reason.KEY_INVALID}:
+                self._failed(error.reason, str(error), drawing=False)
+            return error.reason
+        self._told(self.health.success(trio.current_time(), latency_s=None))
+        self.redeemed += len(redeemed)
+        return redeemed
+
+    def key_failed(self, reason: Reason) -> None:
+        """A hybrid epoch failed for its key, here or at the peer."""
+        self._told(self.health.key_failed(reason, trio.current_time()))
+
+    def key_confirmed(self) -> None:
+        """A hybrid epoch committed."""
+        self._told(self.health.key_confirmed(trio.current_time()))
+
+    # Inside.
+
+    async def _one_round(self, source: KeySource) -> None:
+        now = trio.current_time()
+        wanted = self.stock.want(now) if self._draws else 0
+        if self.health.wants_draw and self._draws:
+            wanted = max(1, wanted)
+        probe_due = self.health.next_probe_at(now) <= now
+        if self.health.state is LinkState.DOWN and not probe_due:
+            return
+        if wanted:
+            await self._draw(source, wanted)
+        if probe_due and not (wanted and self.health.wants_draw):
+            await self._probe(source)
+
+    async def _pause(self) -> None:
+        now = trio.current_time()
+        until = self.health.next_probe_at(now)
+        with trio.move_on_at(max(until, now + MIN_DRAW_PAUSE_S)):
+            await self._nudge.wait()
+            await trio.sleep(MIN_DRAW_PAUSE_S)
+        self._nudge = trio.Event()
+
+    async def _draw(self, source: KeySource, number: int) -> None:
+        keys: list[QkdKey] = []
+        self.stock.begin_draw(number, trio.current_time())
+        began = trio.current_time()
+        try:
+            with trio.fail_after(self._settings.probe_timeout_s):
+                keys = await source.get_keys(number, self._config.qkd_key_size_bits)
+        except trio.TooSlowError:
+            self._failed(Reason.KME_TIMEOUT, "no keys in time", drawing=True)
+        except KeySourceError as error:
+            self._failed(error.reason, str(error), drawing=True)
+        else:
+            now = trio.current_time()
+            if keys:
+                self.simulated = keys[0].simulated
+            self._told(self.health.success(now, latency_s=now - began, drew_keys=True))
+            self._first_word.set()
+        finally:
+            self.stock.end_draw(number, keys, trio.current_time())
+
+    async def _probe(self, source: KeySource) -> None:
+        began = trio.current_time()
+        try:
+            with trio.fail_after(self._settings.probe_timeout_s):
+                status = await source.status()
+        except trio.TooSlowError:
+            self._failed(Reason.KME_TIMEOUT, "no status in time", drawing=False)
+        except KeySourceError as error:
+            self._failed(error.reason, str(error), drawing=False)
+        else:
+            self._take_status(status, began)
+
+    def _take_status(self, status: SourceStatus, began: float) -> None:
+        now = trio.current_time()
+        self.simulated = status.simulated
+        size_bits = self._config.qkd_key_size_bits
+        rate_bps = status.key_rate_bps
+        self._rate = rate_bps / size_bits if rate_bps is not None else None
+        self.stock.link_report(
+            now, stored_key_count=status.stored_key_count, key_rate_keys_per_s=self._rate
+        )
+        report = LinkReport(
+            stored_key_count=status.stored_key_count,
+            qber=status.qber,
+            key_rate_bps=rate_bps,
+        )
+        self._told(self.health.success(now, latency_s=now - began, report=report))
+        if not self._draws:
+            self._first_word.set()
+
+    def _failed(self, reason: Reason, detail: str, *, drawing: bool) -> None:
+        self._log.debug("kme_call_failed", source=self.source_name, reason=reason, detail=detail)
+        change = self.health.failure(reason, trio.current_time(), drawing=drawing)
+        self._told(change)
+
+    def _told(self, change: LinkChange | None) -> None:
+        if self.health.state is LinkState.DOWN:
+            self._first_word.set()
+        if change is None:
+            return
+        write = self._log.warning if change.new is not LinkState.HEALTHY else self._log.info
+        write(
+            "link_state",
+            old=change.old,
+            new=change.new,
+            reason=change.reason,
+            source=self.source_name,
+            simulated=self.simulated,
+            stock=len(self.stock),
+        )
+        for listener in self._listeners:
+            listener(change)

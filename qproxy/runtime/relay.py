@@ -1,0 +1,283 @@
+"""One stream of a tunnel joined to one local connection.
+
+Theory of operation. Towards the tunnel, a task per stream reads from the endpoint and hands what it
+read to the core at once; since nothing is awaited in between, all relays share one read buffer and
+an idle stream owns none. Towards the application there is no task at all while the kernel takes
+what arrives: the tunnel's reader calls :meth:`Relay.on_data`, which sends straight from the core's
+buffer. Only what the kernel does not take is copied and queued, and a task drains the queue. The
+queue is bounded by the stream's credit, for credit is given back only when data has been sent.
+
+How a connection ends is handed on as it came: FIN as half-close, RST as reset, both ways.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import trio
+
+from qproxy.errors import LocalProtocolError, Reason
+from qproxy.net.endpoint import ConnectionLost, Endpoint
+
+if TYPE_CHECKING:
+    from qproxy.runtime.tunnel import Tunnel
+
+#: The read buffer all relays of a process share, in bytes.
+READ_BUFFER_BYTES = 256 * 1024
+
+_scratch = memoryview(bytearray(READ_BUFFER_BYTES))
+
+
+class Relay:
+    """Carries one stream until both directions have ended, or either side resets it.
+
+    Attributes:
+        stream_id: the stream in its tunnel.
+        active_at: when bytes last moved, for the idle timeout.
+        idle_timeout_s: silence both ways after which the stream is reset; 0 for never.
+        failure: why the stream was reset, or None.
+    """
+
+    __slots__ = (
+        "_accepted",
+        "_delivered",
+        "_draining",
+        "_endpoint",
+        "_failed",
+        "_local_ended",
+        "_queue",
+        "_queued_bytes",
+        "_remote_ended",
+        "_scope",
+        "_tunnel",
+        "_wakeup",
+        "active_at",
+        "failure",
+        "idle_timeout_s",
+        "stream_id",
+    )
+
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        stream_id: int,
+        *,
+        idle_timeout_s: float = 0.0,
+        accepted: bool = True,
+    ) -> None:
+        """Make a relay that has no endpoint yet: what arrives is queued.
+
+        Args:
+            tunnel: the stream's tunnel.
+            stream_id: its number.
+            idle_timeout_s: see the attribute.
+            accepted: False to read nothing from the application before the service answers.
+        """
+        self.stream_id = stream_id
+        self.idle_timeout_s = idle_timeout_s
+        self.active_at = trio.current_time()
+        self.failure: Reason | None = None
+        self._tunnel = tunnel
+        self._endpoint: Endpoint | None = None
+        self._scope = trio.CancelScope()
+        self._queue: deque[memoryview] = deque()
+        self._queued_bytes = 0
+        self._draining = False
+        self._local_ended = False
+        self._remote_ended = False
+        self._failed = False
+        self._accepted = trio.Event()
+        self._delivered = trio.Event()
+        self._wakeup: trio.Event | None = None
+        if accepted:
+            self._accepted.set()
+
+    @property
+    def ended(self) -> bool:
+        """The stream was reset, by whichever side."""
+        return self._failed
+
+    async def run(self, endpoint: Endpoint) -> None:
+        """Carry bytes until the stream is over. Owns the endpoint and closes it; never raises."""
+        self._endpoint = endpoint
+        try:
+            with self._scope:
+                if not self._failed:
+                    self._drain_now()
+                    await self._accepted.wait()
+                    await self._pump()
+                    await self._delivered.wait()
+        except ConnectionLost as error:
+            self.fail(error.reason)
+        except LocalProtocolError as error:
+            self.fail(error.reason if self._tunnel.open else Reason.TUNNEL_LOST)
+        finally:
+            if self._delivered.is_set() and self._local_ended and not self._failed:
+                endpoint.close()
+            else:
+                self.fail(Reason.SHUTDOWN)
+                endpoint.abort()
+            self._tunnel.forget(self.stream_id)
+
+    # What the tunnel's reader tells, synchronously.
+
+    def on_data(self, views: list[memoryview]) -> None:
+        """Bytes for the application; the views are valid during this call only."""
+        if self._failed:
+            return
+        self.active_at = trio.current_time()
+        sent = 0
+        if not self._queue and self._endpoint is not None:
+            try:
+                sent = self._endpoint.try_send(views)
+            except ConnectionLost as error:
+                self.fail(error.reason)
+                return
+            self._tunnel.consumed(self.stream_id, sent)
+        self._keep_rest(views, sent)
+
+    def on_half_closed(self) -> None:
+        """FIN from the far side, after everything before it."""
+        self._remote_ended = True
+        self._drain_now()
+
+    def on_accepted(self) -> None:
+        """The far gateway has connected to the service."""
+        self._accepted.set()
+
+    def on_reset(self, reason: Reason) -> None:
+        """RST, a refusal, or the end of the tunnel: the application gets an RST, too."""
+        self._end(reason)
+
+    def wake(self) -> None:
+        """There may be room to send again."""
+        if self._wakeup is not None:
+            self._wakeup.set()
+            self._wakeup = None
+
+    def fail(self, reason: Reason) -> None:
+        """This side gives the stream up. Idempotent."""
+        if not self._failed:
+            self._tunnel.reset(self.stream_id, reason)
+            self._end(reason)
+
+    # Inside.
+
+    def _end(self, reason: Reason) -> None:
+        if self._failed:
+            return
+        self._failed = True
+        self.failure = reason
+        self._queue.clear()
+        self._queued_bytes = 0
+        if self._endpoint is not None:
+            self._endpoint.abort()
+        self._scope.cancel()
+
+    async def _pump(self) -> None:
+        """Application to tunnel, until the application's FIN."""
+        endpoint, tunnel, stream_id = self._endpoint, self._tunnel, self.stream_id
+        if endpoint is None:
+            raise LocalProtocolError(Reason.INTERNAL_ERROR, "a relay without an endpoint")
+        await endpoint.wait_receivable()
+        while True:
+            room = tunnel.sendable(stream_id)
+            if room <= 0:
+                await self._wait_for_room()
+                continue
+            wanted = min(room, READ_BUFFER_BYTES)
+            count = endpoint.try_receive_into(_scratch[:wanted])
+            if count is None:
+                await endpoint.wait_receivable()
+                continue
+            if count == 0:
+                self._local_ended = True
+                tunnel.half_close(stream_id)
+                return
+            self.active_at = trio.current_time()
+            tunnel.send(stream_id, _scratch[:count])
+            if count == wanted:
+                # More is likely there; let the others have their turn first.
+                await trio.lowlevel.checkpoint()
+            else:
+                await endpoint.wait_receivable()
+
+    async def _wait_for_room(self) -> None:
+        wakeup = self._wakeup = trio.Event()
+        self._tunnel.wait_for_room(self)
+        await wakeup.wait()
+
+    def _keep_rest(self, views: list[memoryview], sent: int) -> None:
+        """Copy what the kernel did not take: the views die with the core's next input."""
+        for view in views:
+            if sent >= len(view):
+                sent -= len(view)
+                continue
+            rest = bytes(view[sent:])
+            sent = 0
+            self._queue.append(memoryview(rest))
+            self._queued_bytes += len(rest)
+        if self._queue and self._endpoint is not None:
+            self._start_drain()
+
+    def _drain_now(self) -> None:
+        """Send what is queued, and FIN behind it, as far as the kernel takes it at once."""
+        if self._failed or self._endpoint is None:
+            return
+        try:
+            if self._send_queued():
+                return
+        except ConnectionLost as error:
+            self.fail(error.reason)
+            return
+        self._start_drain()
+
+    def _start_drain(self) -> None:
+        if not self._draining:
+            self._draining = True
+            self._tunnel.start_task(self._drain)
+
+    async def _drain(self) -> None:
+        """Send what is queued as the kernel takes it. One such task per stream at most."""
+        endpoint = self._endpoint
+        if endpoint is None:
+            return
+        try:
+            with trio.CancelScope() as scope:
+                while not self._failed and not self._send_queued():
+                    await endpoint.wait_sendable()
+            if scope.cancelled_caught:
+                return
+        except ConnectionLost as error:
+            self.fail(error.reason)
+        finally:
+            self._draining = False
+
+    def _send_queued(self) -> bool:
+        """Send from the queue. True when nothing is left to do."""
+        endpoint = self._endpoint
+        if endpoint is None:
+            return True
+        while self._queue:
+            sent = endpoint.try_send(list(self._queue))
+            if not sent:
+                return False
+            self.active_at = trio.current_time()
+            self._queued_bytes -= sent
+            self._drop_sent(sent)
+            self._tunnel.consumed(self.stream_id, sent)
+        if self._remote_ended and not self._delivered.is_set():
+            if not endpoint.send_eof():
+                return False
+            self._delivered.set()
+        return True
+
+    def _drop_sent(self, sent: int) -> None:
+        while sent:
+            head = self._queue[0]
+            if sent < len(head):
+                self._queue[0] = head[sent:]
+                return
+            sent -= len(head)
+            self._queue.popleft()

@@ -131,8 +131,8 @@ class Endpoint(Protocol):
     def close(self) -> None:
         """End both directions in order, without waiting. Idempotent.
 
-        What the peer sent and nobody read makes the kernel send RST, as it should: the peer
-        must not take it for delivered.
+        Where the peer has sent what nobody read, it sees a reset: it must not take that for
+        delivered.
         """
         ...
 
@@ -438,14 +438,24 @@ class TlsEndpoint(_SocketEndpoint):
         if self._closed:
             return
         if self._ready and self._lost is None:
-            with contextlib.suppress(SSL.Error, OSError, ProtocolError):
-                if not self._eof_sent and not self._blocked_bytes:
+            if self._has_unread_data():
+                self.abort()
+                return
+            if not self._eof_sent and not self._blocked_bytes:
+                with contextlib.suppress(SSL.Error, OSError):
                     self._connection.shutdown()
-                # Reads a session ticket that may lie there: left unread, it would turn this
-                # close into a reset that can overtake our last data.
-                if not self._eof_received:
-                    self._connection.recv(1)
         self._close_socket()
+
+    def _has_unread_data(self) -> bool:
+        """Whether data is waiting that nobody will read.
+
+        Reads past a session ticket that may lie there: left unread, it would make the kernel
+        turn an orderly close into a reset that drops our last data.
+        """
+        try:
+            return not self._eof_received and bool(self._connection.recv(1))
+        except (SSL.Error, ProtocolError):
+            return False
 
     def _write(self, chunk: memoryview | bytes) -> int:
         """One SSL_write. After a "would block" OpenSSL must get the same bytes again."""

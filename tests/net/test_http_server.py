@@ -11,11 +11,11 @@ import trio
 from trio.testing import memory_stream_pair
 
 from qproxy.address import TcpAddress
-from qproxy.net.endpoint import TlsEndpoint
+from qproxy.net.endpoint import TcpEndpoint, TlsEndpoint
 from qproxy.net.http_server import HttpLimits, Request, Response, serve_connection, serve_http
 from qproxy.net.listen import open_connection, open_listeners
 from qproxy.net.stream import EndpointStream
-from tests.net.helpers import SERVER_NAME, client_identity, tls_contexts
+from tests.net.helpers import SERVER_NAME, client_identity, receive_all, send, tls_contexts
 
 LIMITS = HttpLimits(max_body_bytes=100, max_header_bytes=1000)
 GET = b"GET /path?a=%20b HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -377,6 +377,14 @@ async def test_clients_without_tls_or_without_patience_do_not_stop_the_server(ca
             await endpoint.handshake()
             endpoint.close()
     assert "tls_failure" in caplog.text
+
+
+async def test_a_refusal_arrives_though_the_client_was_still_sending():
+    async with running(Recorder(), limits=LIMITS) as address:
+        client = TcpEndpoint(await open_connection(address, 5))
+        await send(client, post(100_000) + bytes(100_000))
+        assert parse(await receive_all(client))[0][0] == 413
+        client.close()
 
 
 async def test_a_silent_tls_client_is_let_go(autojump_clock):

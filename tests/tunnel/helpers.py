@@ -15,7 +15,7 @@ from qproxy.keys import QkdKey
 from qproxy.modes import KemProviderChoice, Mode, Policy
 from qproxy.tls.context import ClientAuth, client_context, server_context
 from qproxy.tunnel.connection import Connection
-from qproxy.tunnel.events import Event, KeysNeeded
+from qproxy.tunnel.events import DataReceived, Event, KeysNeeded
 from qproxy.tunnel.settings import Role, TunnelSettings
 from tests import pki
 
@@ -111,19 +111,23 @@ class Pair:
     def deliver(self, role: Role, data: bytes) -> None:
         """Give bytes to one end, whole or in steps, and answer its requests for keys."""
         connection = self.end(role)
-        step = self.step or max(1, len(data))
-        for start in range(0, len(data), step):
-            connection.receive_data(data[start : start + step], self.now)
-            self.collect(role)
+        start = 0
+        while start < len(data):
+            step = min(self.step or len(data), len(connection.receive_buffer()))
+            try:
+                connection.receive_data(data[start : start + step], self.now)
+            finally:
+                self.collect(role)
+            start += step
 
     def collect(self, role: Role) -> None:
         """Fetch events, with data copied out of the core's buffer, and answer KeysNeeded."""
-        from qproxy.tunnel.events import DataReceived
-
         for event in self.end(role).events():
-            if isinstance(event, DataReceived):
-                event = replace(event, data=memoryview(bytes(event.data)))
-            self.events[role].append(event)
+            self.events[role].append(
+                replace(event, data=memoryview(bytes(event.data)))
+                if isinstance(event, DataReceived)
+                else event
+            )
             if isinstance(event, KeysNeeded) and self.server_keys is not None:
                 answer = self.server_keys(event)
                 if isinstance(answer, Reason):
@@ -155,8 +159,6 @@ class Pair:
 
     def received(self, role: Role, stream_id: int) -> bytes:
         """All data one end received on a stream."""
-        from qproxy.tunnel.events import DataReceived
-
         return b"".join(
             bytes(event.data)
             for event in self.of(role, DataReceived)

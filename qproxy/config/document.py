@@ -38,13 +38,15 @@ def read_document(path: Path) -> yaml.Node:
         ConfigError: The file cannot be read, is no YAML, is empty or exceeds a limit.
     """
     text = _read_text(path)
-    loader = _BoundedLoader(text, path)
     try:
-        root = loader.get_single_node()
+        # The constructor already reads, and refuses what is not printable.
+        root = _BoundedLoader(text, path).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = None if mark is None else mark.line + 1
         problem = escape(error.problem or "the text cannot be understood", 200)
+        if problem.startswith("but "):
+            problem = f"{error.context} {problem}"
         raise ConfigError(
             f"expected YAML: {problem}", file=path, line=line, hint=_yaml_hint(problem)
         ) from None
@@ -53,8 +55,6 @@ def read_document(path: Path) -> yaml.Node:
         raise ConfigError(
             "expected printable text, got a control character", file=path, line=line
         ) from None
-    finally:
-        loader.dispose()
     if root is None:
         raise ConfigError(
             "expected a configuration, got an empty file", file=path, hint="see configs/"

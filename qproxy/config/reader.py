@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -79,7 +80,8 @@ def _load(path: Path, section: Section) -> object:
     walk = Walk(file=path, base=file.parent)
     result = section.read(walk, root, ())
     if walk.errors:
-        raise ConfigFileError(sorted(walk.errors, key=lambda error: error.line or 0))
+        # In the order of the file; what is missing altogether has no line and comes last.
+        raise ConfigFileError(sorted(walk.errors, key=lambda error: error.line or sys.maxsize))
     if result is INVALID:
         raise ConfigError("expected a configuration, got something else", file=path)
     return result

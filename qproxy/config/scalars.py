@@ -336,7 +336,8 @@ def load_psk(path: Path) -> bytearray:
         raise ConfigError(f"{expected}, got {got}", file=path, hint=hint) from None
     try:
         match = re.fullmatch(rb"\s*([0-9A-Fa-f]{64})\s*\0*", data)
-        if match is None:
+        # A full buffer means that there may be more of the file.
+        if match is None or length == MAX_PSK_FILE_BYTES:
             got = f"{length} bytes that are something else"
             raise ConfigError(f"{expected}, got {got}", file=path, hint=hint)
         start = match.start(1)

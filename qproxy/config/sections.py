@@ -85,6 +85,9 @@ class Section:
             given: Values of fields that are not keys, such as the name of a named section.
         """
         before = len(walk.errors)
+        if not isinstance(node, yaml.MappingNode) and not is_null(node):
+            walk.report(path, f"expected {self.expected}, got {kind_of(node)}", line=line_of(node))
+            return INVALID
         values = dict(given)
         defaults = defaults_of(self.into)
         for key, kind, value_node in self._known(walk, node, path):

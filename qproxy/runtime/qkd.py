@@ -17,7 +17,8 @@ from qproxy.errors import KeySourceError, Reason
 from qproxy.keys import QkdKey
 from qproxy.log import Logger
 from qproxy.modes import Mode, Policy
-from qproxy.quantum.health import HealthSettings, LinkChange, LinkHealth, LinkReport, LinkState
+from qproxy.quantum.health import LinkChange, LinkHealth, LinkReport, LinkState
+from qproxy.quantum.health_settings import HealthSettings
 from qproxy.quantum.policy import ModePolicy
 from qproxy.quantum.spent import SpentIds
 from qproxy.quantum.stock import KeyStock, StockSettings
@@ -134,7 +135,8 @@ class QuantumSide:
         if any(key.size_bytes * 8 != size_bits for key in keys):
             return Reason.KEY_INVALID
         # Every ID is claimed, also after one was refused: an ID in an OFFER is burnt (rule R5).
-        if not all([self._redeemable.claim(key.key_id, now) for key in keys]):
+        claims = [self._redeemable.claim(key.key_id, now) for key in keys]
+        if not all(claims):
             return Reason.KEY_SPENT
         try:
             with trio.fail_after(self._config.kme_timeout_s):
@@ -249,7 +251,7 @@ class QuantumSide:
             reason=change.reason,
             source=self.source_name,
             simulated=self.simulated,
-            stock=len(self.stock),
+            stock=self.stock.available,
         )
         for listener in self._listeners:
             listener(change)

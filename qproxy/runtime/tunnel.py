@@ -17,7 +17,6 @@ from typing import Protocol
 import trio
 
 from qproxy.errors import Reason, RemoteProtocolError
-from qproxy.log import Logger
 from qproxy.net.endpoint import Endpoint
 from qproxy.runtime.relay import Relay
 from qproxy.tunnel.connection import Connection
@@ -71,7 +70,6 @@ class Tunnel:
         sock: socket.socket,
         connection: Connection,
         owner: TunnelOwner,
-        log: Logger,
     ) -> None:
         """Take over a connected TCP socket and a fresh core."""
         self.connection = connection
@@ -83,7 +81,6 @@ class Tunnel:
         self.relays: dict[int, Relay] = {}
         self._sock = sock
         self._owner = owner
-        self._log = log
         self._nursery: trio.Nursery | None = None
         self._write_blocked = False
         self._write_wakeup = trio.Event()

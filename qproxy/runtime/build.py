@@ -1,0 +1,139 @@
+"""From configuration to the objects a gateway runs: contexts, sources, settings. Reads files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cryptography import x509
+from OpenSSL import SSL
+
+from qproxy.config.model import Etsi014SourceConfig, GatewayConfig, KeySourceConfig, PeerConfig
+from qproxy.config.scalars import load_psk
+from qproxy.crypto import labels
+from qproxy.errors import ConfigError
+from qproxy.net.http_client import HttpClient
+from qproxy.sources.base import KeySource
+from qproxy.sources.etsi014 import Etsi014Source
+from qproxy.sources.file import FileSource
+from qproxy.tls.context import ClientAuth, client_context, server_context
+from qproxy.tls.identity import TlsIdentity, TrustStore
+from qproxy.tls.names import certificate_hash
+from qproxy.tunnel.settings import TunnelSettings
+
+#: How key sources are named in offers, the same words on both sides.
+SOURCE_KIND_ETSI_014 = "etsi-qkd-014"
+SOURCE_KIND_FILE = "file"
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelContexts:
+    """TLS 1.3 contexts for tunnels: our certificate, the peers' CA, ALPN."""
+
+    client: SSL.Context
+    server: SSL.Context
+
+
+def build_tunnel_contexts(config: GatewayConfig) -> TunnelContexts:
+    """Load our identity and whom we believe. Raises ConfigError."""
+    identity = TlsIdentity.load(config.identity.certificate, config.identity.private_key)
+    trust = TrustStore.load(config.identity.ca, config.identity.crl)
+    return TunnelContexts(
+        client=client_context(trust=trust, identity=identity, alpn=[labels.ALPN], tls13_only=True),
+        server=server_context(
+            identity,
+            trust=trust,
+            client_auth=ClientAuth.REQUIRED,
+            alpn=[labels.ALPN],
+            tls13_only=True,
+        ),
+    )
+
+
+def build_source(config: KeySourceConfig, peer: PeerConfig) -> tuple[KeySource, str]:
+    """A key source for one peer, and the kind it has in offers. Raises ConfigError."""
+    if isinstance(config, Etsi014SourceConfig):
+        tls = client_context(
+            trust=TrustStore.load(config.ca),
+            identity=TlsIdentity.load(config.certificate, config.private_key),
+        )
+        http = HttpClient(
+            tls=tls,
+            server_name=config.server_name,
+            connect_timeout_s=config.connect_timeout_s,
+            request_timeout_s=config.request_timeout_s,
+        )
+        source = Etsi014Source(config.name, http, config.url, peer.local_sae_id, peer.peer_sae_id)
+        return source, SOURCE_KIND_ETSI_014
+    return FileSource(config.name, config.directory), SOURCE_KIND_FILE
+
+
+def source_kind(config: GatewayConfig, peer: PeerConfig) -> str | None:
+    """How the peer's key source is named in offers, or None without one."""
+    if peer.key_source is None:
+        return None
+    source = config.key_sources[peer.key_source]
+    return SOURCE_KIND_ETSI_014 if isinstance(source, Etsi014SourceConfig) else SOURCE_KIND_FILE
+
+
+def build_settings(config: GatewayConfig, peer: PeerConfig) -> TunnelSettings:
+    """What the core needs for tunnels with one peer; reads the PSK. Raises ConfigError."""
+    tunnel, rekey = config.tunnel, peer.rekey
+    return TunnelSettings(
+        local_name=config.node.name,
+        peer_name=peer.name,
+        pinned_certificate_hash=_pinned_hash(peer),
+        local_sae_id=peer.local_sae_id,
+        peer_sae_id=peer.peer_sae_id,
+        policy=peer.policy,
+        # Whole seconds on the wire; rounding up would promise the peer more than is configured.
+        max_without_qkd_s=max(1, math.floor(peer.max_without_qkd_s)),
+        key_source=source_kind(config, peer),
+        aead=peer.aead,
+        kem=peer.kem,
+        psk=None if peer.psk_file is None else bytes(load_psk(peer.psk_file)),
+        allow_classical_group=tunnel.unsafe_allow_classical_group,
+        handshake_timeout_s=tunnel.handshake_timeout_s,
+        epoch_timeout_s=peer.epoch_timeout_s,
+        rekey_interval_s=rekey.interval_s,
+        rekey_bytes=rekey.bytes,
+        rekey_records=rekey.records,
+        max_epoch_age_s=rekey.max_age_s,
+        max_epoch_bytes=2 * rekey.bytes,
+        ping_interval_s=tunnel.ping_interval_s,
+        peer_timeout_s=tunnel.peer_timeout_s,
+        max_streams=tunnel.max_streams_per_tunnel,
+        max_stream_window_bytes=tunnel.max_stream_window_bytes,
+        max_session_window_bytes=tunnel.max_session_window_bytes,
+    )
+
+
+def build_unknown_peer_settings(config: GatewayConfig) -> TunnelSettings:
+    """Settings for an incoming tunnel until its certificate says whose it is."""
+    tunnel = config.tunnel
+    return TunnelSettings(
+        local_name=config.node.name,
+        peer_name="",
+        allow_classical_group=tunnel.unsafe_allow_classical_group,
+        handshake_timeout_s=tunnel.handshake_timeout_s,
+        ping_interval_s=tunnel.ping_interval_s,
+        peer_timeout_s=tunnel.peer_timeout_s,
+        max_streams=tunnel.max_streams_per_tunnel,
+        max_stream_window_bytes=tunnel.max_stream_window_bytes,
+        max_session_window_bytes=tunnel.max_session_window_bytes,
+    )
+
+
+def _pinned_hash(peer: PeerConfig) -> bytes | None:
+    if peer.pinned_certificate is None:
+        return None
+    try:
+        certificate = x509.load_pem_x509_certificate(peer.pinned_certificate.read_bytes())
+    except (OSError, ValueError):
+        raise ConfigError(
+            "the pinned certificate cannot be read",
+            file=peer.pinned_certificate,
+            key=f"peers.{peer.name}.pinned_certificate",
+            hint="expected a PEM file that begins with BEGIN CERTIFICATE",
+        ) from None
+    return certificate_hash(certificate)

@@ -1,0 +1,314 @@
+"""A whole gateway: build it, run it, drain it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+
+import trio
+
+from qproxy import __version__
+from qproxy.config.model import GatewayConfig
+from qproxy.crypto.kem import KemProvider, load_kem_provider
+from qproxy.errors import QproxyError, Reason
+from qproxy.log import Logger, get_logger
+from qproxy.net.listen import accept, open_listeners
+from qproxy.runtime.build import (
+    TunnelContexts,
+    build_settings,
+    build_source,
+    build_tunnel_contexts,
+    build_unknown_peer_settings,
+)
+from qproxy.runtime.hardening import disable_core_dumps, raise_descriptor_limit
+from qproxy.runtime.listeners import Listener, text_address
+from qproxy.runtime.peer import Peer
+from qproxy.runtime.qkd import QuantumSide
+from qproxy.runtime.services import Services
+from qproxy.runtime.tunnel import Tunnel
+from qproxy.tunnel.connection import Connection
+from qproxy.tunnel.events import Event, HandshakeCompleted, StreamRequested, TunnelClosed
+from qproxy.tunnel.settings import Role, TunnelSettings
+
+#: Incoming tunnels whose peer has not proved who it is yet, at most.
+MAX_PENDING_HANDSHAKES = 64
+#: How long peers may take to answer our END, in seconds.
+END_WAIT_S = 2.0
+#: How often the drain looks whether streams are left, in seconds.
+_DRAIN_POLL_S = 0.05
+
+
+class GatewayError(QproxyError):
+    """The gateway cannot run: an address cannot be bound."""
+
+
+class Gateway:
+    """Everything one process runs.
+
+    Attributes:
+        peers: by name.
+        listeners: by name.
+        tunnel_sockets: where tunnels from peers arrive.
+    """
+
+    def __init__(self, config: GatewayConfig, log: Logger) -> None:
+        """Load everything the configuration names. Raises ConfigError."""
+        self._config = config
+        self._log = log
+        self._kem: KemProvider = load_kem_provider(config.node.kem_provider)
+        self._contexts: TunnelContexts = build_tunnel_contexts(config)
+        self._services = Services(config.services, log)
+        self._unknown = build_unknown_peer_settings(config)
+        self.peers = {name: self._build_peer(name) for name in config.peers}
+        self.listeners = {
+            name: Listener(listener, self.peers[listener.peer], log)
+            for name, listener in config.listeners.items()
+        }
+        self.tunnel_sockets: list[socket.socket] = []
+        self._pending = trio.Semaphore(MAX_PENDING_HANDSHAKES)
+
+    def open(self) -> None:
+        """Bind every listener. Raises GatewayError naming the one that cannot be bound."""
+        try:
+            for name, listener in self.listeners.items():
+                where = f"listeners.{name}.listen: {listener.config.listen}"
+                listener.open()
+            if self._config.tunnel.listen is not None:
+                where = f"tunnel.listen: {self._config.tunnel.listen}"
+                self.tunnel_sockets = open_listeners(self._config.tunnel.listen)
+        except OSError as error:
+            self.close_listeners()
+            raise GatewayError(f"{where}: {error.strerror or error}") from None
+
+    def close_listeners(self) -> None:
+        """Take no new connections and no new tunnels."""
+        for listener in self.listeners.values():
+            listener.close()
+        for sock in self.tunnel_sockets:
+            trio.lowlevel.notify_closing(sock)
+            sock.close()
+        self.tunnel_sockets = []
+
+    async def run(self, nursery: trio.Nursery) -> None:
+        """Start every part in a nursery."""
+        for peer in self.peers.values():
+            nursery.start_soon(peer.run)
+        for listener in self.listeners.values():
+            nursery.start_soon(listener.run)
+        for sock in self.tunnel_sockets:
+            nursery.start_soon(self._accept_tunnels, sock, nursery)
+
+    async def drain(self) -> None:
+        """Take nothing new, wait for what is there, end the tunnels in order."""
+        self.close_listeners()
+        for peer in self.peers.values():
+            peer.drain()
+        with trio.move_on_after(self._config.shutdown.drain_s):
+            while any(peer.streams for peer in self.peers.values()):  # noqa: ASYNC110 - a count
+                await trio.sleep(_DRAIN_POLL_S)
+        cut = sum(peer.streams for peer in self.peers.values())
+        for peer in self.peers.values():
+            peer.end()
+        with trio.move_on_after(END_WAIT_S):
+            while any(peer.tunnels for peer in self.peers.values()):  # noqa: ASYNC110 - a count
+                await trio.sleep(_DRAIN_POLL_S)
+        write = self._log.warning if cut else self._log.info
+        write("drained", streams_cut=cut)
+
+    def log_totals(self) -> None:
+        """One line for each peer: what happened since the start."""
+        for name, peer in self.peers.items():
+            totals, counters = peer.totals, peer.quantum.stock.counters
+            self._log.info(
+                "peer_totals",
+                peer=name,
+                tunnels=totals.tunnels,
+                hybrid_epochs=totals.hybrid_epochs,
+                classical_epochs=totals.classical_epochs,
+                qkd_keys=totals.qkd_keys,
+                keys_drawn=counters.drawn,
+                keys_orphaned=counters.orphaned,
+                keys_redeemed=peer.quantum.redeemed,
+                streams=totals.streams,
+                bytes_sent=totals.bytes_sent,
+                bytes_received=totals.bytes_received,
+            )
+
+    def log_start(self) -> None:
+        """One line that says what runs here."""
+        self._log.info(
+            "gateway_started",
+            version=__version__,
+            node=self._config.node.name,
+            kem_provider=self._kem.name,
+            peers=sorted(self.peers),
+            listeners={
+                name: [text_address(sock.getsockname()) for sock in listener.sockets]
+                for name, listener in self.listeners.items()
+            },
+            tunnel_listen=[text_address(sock.getsockname()) for sock in self.tunnel_sockets],
+        )
+
+    # Tunnels that peers dial.
+
+    async def _accept_tunnels(self, listening: socket.socket, nursery: trio.Nursery) -> None:
+        while True:
+            await self._pending.acquire()
+            try:
+                sock = await accept(listening)
+            except trio.ClosedResourceError:
+                return
+            nursery.start_soon(self._run_incoming, sock)
+
+    async def _run_incoming(self, sock: socket.socket) -> None:
+        incoming = _Incoming(self, text_address(_peer_address(sock)), self._log)
+        try:
+            connection = Connection(
+                Role.SERVER,
+                self._unknown,
+                tls_context=self._contexts.server,
+                kem=self._kem,
+                random_bytes=os.urandom,
+                now=trio.current_time(),
+                find_peer=self._find_peer,
+            )
+            await Tunnel(sock, connection, incoming).run()
+        finally:
+            incoming.settle()
+
+    def release_pending(self) -> None:
+        """An incoming tunnel has proved who it is, or is over."""
+        self._pending.release()
+
+    def tunnel_count(self) -> int:
+        """Established tunnels over all peers."""
+        return sum(len(peer.tunnels) for peer in self.peers.values())
+
+    @property
+    def max_tunnels(self) -> int:
+        """Tunnels at once, over all peers."""
+        return self._config.tunnel.max_tunnels
+
+    def _find_peer(self, names: frozenset[str]) -> TunnelSettings | None:
+        for name, peer in self.peers.items():
+            if name in names:
+                return peer.settings
+        return None
+
+    def _build_peer(self, name: str) -> Peer:
+        config = self._config.peers[name]
+        log = self._log.bind(peer=name)
+        source, kind = None, None
+        if config.key_source is not None:
+            source, kind = build_source(self._config.key_sources[config.key_source], config)
+        quantum = QuantumSide(config, source, kind, log, now=trio.current_time())
+        return Peer(
+            config,
+            self._config,
+            build_settings(self._config, config),
+            quantum,
+            client_tls=self._contexts.client,
+            kem=self._kem,
+            services=self._services,
+            log=self._log,
+        )
+
+
+class _Incoming:
+    """Owner of an incoming tunnel: nobody's until its certificate names a peer."""
+
+    def __init__(self, gateway: Gateway, address: str, log: Logger) -> None:
+        self._gateway = gateway
+        self._address = address
+        self._log = log
+        self._peer: Peer | None = None
+        self._settled = False
+
+    def settle(self) -> None:
+        """Give the place among the pending handshakes back, once."""
+        if not self._settled:
+            self._settled = True
+            self._gateway.release_pending()
+
+    def on_tunnel_event(self, tunnel: Tunnel, event: Event) -> None:
+        """Find the peer at the handshake's end, then pass everything on to it."""
+        if isinstance(event, HandshakeCompleted):
+            self._peer = self._gateway.peers[event.peer_name]
+            if self._gateway.tunnel_count() >= self._gateway.max_tunnels:
+                self._log.warning(
+                    "tunnel_refused", peer=event.peer_name, reason=Reason.LIMIT_REACHED
+                )
+                tunnel.end(Reason.LIMIT_REACHED)
+                return
+        if self._peer is not None:
+            if tunnel.connection.established:
+                self.settle()
+            self._peer.on_tunnel_event(tunnel, event)
+        elif isinstance(event, TunnelClosed):
+            self._log.warning(
+                "tunnel_refused",
+                address=self._address,
+                reason=event.reason,
+                detail=tunnel.close_detail,
+            )
+
+    def on_stream_requested(self, tunnel: Tunnel, event: StreamRequested) -> None:
+        """Streams come after the handshake."""
+        if self._peer is not None:
+            self._peer.on_stream_requested(tunnel, event)
+
+
+def _peer_address(sock: socket.socket) -> object:
+    try:
+        return sock.getpeername()
+    except OSError:
+        return None
+
+
+async def run_gateway(
+    config: GatewayConfig, *, task_status: trio.TaskStatus[Gateway] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Run a gateway until SIGTERM or SIGINT.
+
+    The first signal drains: no new connections, those in progress go on for at most
+    ``shutdown.drain_s``, then every tunnel gets an authenticated END. A second one ends at once.
+
+    Raises:
+        ConfigError: something the configuration names cannot be used.
+        GatewayError: an address cannot be bound.
+    """
+    log = get_logger(__name__)
+    if not config.tunnel.unsafe_core_dumps:
+        disable_core_dumps()
+    raise_descriptor_limit()
+    gateway = Gateway(config, log)
+    gateway.open()
+    try:
+        async with trio.open_nursery() as nursery:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                await gateway.run(nursery)
+                gateway.log_start()
+                task_status.started(gateway)
+                async for _ in signals:
+                    break
+                log.info("draining", drain_s=config.shutdown.drain_s)
+                async with trio.open_nursery() as ending:
+                    ending.start_soon(_end_at_second_signal, signals, ending, log)
+                    await gateway.drain()
+                    ending.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
+    finally:
+        gateway.close_listeners()
+        gateway.log_totals()
+        log.info("gateway_stopped")
+
+
+async def _end_at_second_signal(
+    signals: AsyncIterator[int], ending: trio.Nursery, log: Logger
+) -> None:
+    async for _ in signals:
+        log.warning("ending_at_once", reason=Reason.SHUTDOWN)
+        ending.cancel_scope.cancel()
+        return

@@ -1,0 +1,155 @@
+"""Where local applications connect: accept, end their TLS, give each a stream."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from pathlib import Path
+from typing import Any
+
+import trio
+from OpenSSL import SSL
+
+from qproxy.address import UnixAddress
+from qproxy.config.model import ListenerConfig
+from qproxy.errors import LocalProtocolError, Reason
+from qproxy.log import Logger
+from qproxy.net.endpoint import ConnectionLost, Endpoint, TcpEndpoint, TlsEndpoint
+from qproxy.net.listen import accept, open_listeners
+from qproxy.runtime.peer import Peer
+from qproxy.tls.context import ClientAuth, server_context
+from qproxy.tls.identity import TlsIdentity, TrustStore
+
+
+def text_address(address: Any) -> str:
+    """A socket's address as ``host:port``, ``[host]:port`` or ``unix``."""
+    if isinstance(address, tuple) and len(address) >= 2:
+        host, port = str(address[0]), address[1]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return "unix"
+
+
+class Listener:
+    """One configured listener.
+
+    Attributes:
+        config: its configuration.
+        sockets: the open listening sockets.
+    """
+
+    def __init__(self, config: ListenerConfig, peer: Peer, log: Logger) -> None:
+        """Load what the listener needs. Raises ConfigError."""
+        self.config = config
+        self.sockets: list[socket.socket] = []
+        self._peer = peer
+        self._log = log.bind(listener=config.name)
+        self._slots = trio.Semaphore(config.max_connections)
+        self._context: SSL.Context | None = None
+        if config.tls is not None:
+            trust = TrustStore.load(config.tls.client_ca) if config.tls.client_ca else None
+            self._context = server_context(
+                TlsIdentity.load(config.tls.certificate, config.tls.private_key),
+                trust=trust,
+                client_auth=ClientAuth(config.tls.client_auth),
+            )
+
+    def open(self) -> None:
+        """Bind. Raises OSError."""
+        self.sockets = open_listeners(self.config.listen)
+
+    def close(self) -> None:
+        """Take no more connections; those accepted go on."""
+        for sock in self.sockets:
+            trio.lowlevel.notify_closing(sock)
+            sock.close()
+        if self.sockets and isinstance(self.config.listen, UnixAddress):
+            with contextlib.suppress(OSError):
+                Path(self.config.listen.path).unlink()
+        self.sockets = []
+
+    async def run(self) -> None:
+        """Accept until closed."""
+        async with trio.open_nursery() as nursery:
+            for sock in self.sockets:
+                nursery.start_soon(self._accept_loop, sock, nursery)
+
+    async def _accept_loop(self, listening: socket.socket, nursery: trio.Nursery) -> None:
+        while True:
+            await self._take_slot()
+            try:
+                sock = await accept(listening)
+            except trio.ClosedResourceError:
+                self._slots.release()
+                return
+            nursery.start_soon(self._serve, sock)
+
+    async def _take_slot(self) -> None:
+        """Beyond the limit connections wait in the kernel's backlog."""
+        try:
+            self._slots.acquire_nowait()
+        except trio.WouldBlock:
+            self._log.warning("listener_full", limit=self.config.max_connections)
+            await self._slots.acquire()
+
+    async def _serve(self, sock: socket.socket) -> None:
+        try:
+            endpoint = await self._endpoint(sock)
+            if endpoint is not None:
+                await self._relay(endpoint, sock)
+        except ConnectionLost as error:
+            self._log.debug("client_lost", reason=error.reason, detail=str(error))
+        finally:
+            self._slots.release()
+
+    async def _endpoint(self, sock: socket.socket) -> Endpoint | None:
+        if self._context is None:
+            return TcpEndpoint(sock)
+        endpoint = TlsEndpoint.server(sock, self._context)
+        try:
+            with trio.move_on_after(self.config.handshake_timeout_s) as timeout:
+                await endpoint.handshake()
+        except ConnectionLost as error:
+            self._log.warning("client_refused", reason=error.reason, detail=str(error))
+            endpoint.close()
+            return None
+        except BaseException:
+            endpoint.abort()
+            raise
+        if timeout.cancelled_caught:
+            self._log.warning("client_refused", reason=Reason.HANDSHAKE_TIMEOUT)
+            endpoint.abort()
+            return None
+        self._log.debug("client_tls", group=endpoint.group, version=endpoint.tls_version)
+        return endpoint
+
+    async def _relay(self, endpoint: Endpoint, sock: socket.socket) -> None:
+        config = self.config
+        try:
+            tunnel = await self._peer.usable_tunnel()
+            if tunnel is None:
+                self._log.warning("client_refused", reason=Reason.NO_TUNNEL, peer=config.peer)
+                endpoint.abort()
+                return
+            client = text_address(sock.getpeername())
+            stream_id = tunnel.connection.open_stream(
+                config.service,
+                client_address=client,
+                listener_address=text_address(sock.getsockname()),
+                now=trio.current_time(),
+            )
+        except (LocalProtocolError, OSError) as error:
+            reason = getattr(error, "reason", Reason.CONNECTION_RESET)
+            self._log.warning("client_refused", reason=reason, peer=config.peer)
+            endpoint.abort()
+            return
+        except BaseException:
+            endpoint.abort()
+            raise
+        relay = tunnel.attach(
+            stream_id,
+            idle_timeout_s=config.idle_timeout_s,
+            accepted=not config.wait_for_service,
+        )
+        tunnel.flush()
+        await relay.run(endpoint)
+        self._log.debug("stream_closed", stream=stream_id, client=client, reason=relay.failure)

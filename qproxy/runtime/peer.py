@@ -1,0 +1,338 @@
+"""Tunnels to and from one peer: dialled, adopted, counted, and driven through their epochs."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass
+
+import trio
+from OpenSSL import SSL
+
+from qproxy.config.model import GatewayConfig, PeerConfig
+from qproxy.crypto.kem import KemProvider
+from qproxy.errors import Reason
+from qproxy.log import Logger
+from qproxy.modes import Mode
+from qproxy.net.endpoint import ConnectionLost
+from qproxy.net.listen import open_connection
+from qproxy.quantum.health import LinkChange
+from qproxy.runtime.epoch_driver import EpochDriver
+from qproxy.runtime.qkd import QuantumSide
+from qproxy.runtime.services import Services
+from qproxy.runtime.tunnel import Tunnel
+from qproxy.tunnel.connection import Connection
+from qproxy.tunnel.events import (
+    EpochCommitted,
+    EpochDue,
+    EpochFailed,
+    Event,
+    GoAwayReceived,
+    HandshakeCompleted,
+    KeysNeeded,
+    PolicyAgreed,
+    StreamRequested,
+    TunnelClosed,
+    TunnelEstablished,
+)
+from qproxy.tunnel.settings import Role, TunnelSettings
+
+#: Pauses between attempts to dial a peer: first, and longest, in seconds.
+REDIAL_S = 0.1
+MAX_REDIAL_S = 10.0
+#: A tunnel that lived so long was no failed attempt, in seconds.
+SETTLED_S = 5.0
+#: How long an application's new connection waits for a tunnel to come up, in seconds.
+TUNNEL_WAIT_S = 5.0
+
+
+@dataclass(slots=True)
+class PeerTotals:
+    """What happened with one peer since the gateway started.
+
+    Attributes:
+        tunnels: tunnels that were established.
+        hybrid_epochs: epochs committed in hybrid mode.
+        classical_epochs: epochs committed in classical-only mode.
+        qkd_keys: QKD keys that went into epochs.
+        streams: streams of tunnels that have ended.
+        bytes_sent: application bytes of tunnels that have ended.
+        bytes_received: the same, received.
+    """
+
+    tunnels: int = 0
+    hybrid_epochs: int = 0
+    classical_epochs: int = 0
+    qkd_keys: int = 0
+    streams: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+class Peer:
+    """One configured peer.
+
+    Attributes:
+        config: its configuration.
+        settings: what the core needs for its tunnels.
+        tunnels: established tunnels, whoever dialled.
+        totals: counters for the log.
+    """
+
+    def __init__(
+        self,
+        config: PeerConfig,
+        gateway: GatewayConfig,
+        settings: TunnelSettings,
+        quantum: QuantumSide,
+        *,
+        client_tls: SSL.Context,
+        kem: KemProvider,
+        services: Services,
+        log: Logger,
+    ) -> None:
+        """Bring the parts of a peer together; nothing runs yet."""
+        self.config = config
+        self.settings = settings
+        self.quantum = quantum
+        self.tunnels: list[Tunnel] = []
+        self.totals = PeerTotals()
+        self._gateway = gateway
+        self._client_tls = client_tls
+        self._kem = kem
+        self._services = services
+        self._log = log.bind(peer=config.name)
+        self._drivers: dict[Tunnel, EpochDriver] = {}
+        self._modes: dict[Tunnel, Mode] = {}
+        self._available = trio.Event()
+        self._draining = False
+        self._nursery: trio.Nursery | None = None
+        quantum.on_link_change(self._on_link_change)
+
+    async def run(self) -> None:
+        """Watch the quantum side and keep the configured tunnels up, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self.quantum.run)
+            if self.config.address is not None:
+                for _ in range(self.config.tunnels):
+                    nursery.start_soon(self._keep_tunnel)
+            else:
+                await trio.sleep_forever()
+
+    # For listeners.
+
+    async def usable_tunnel(self) -> Tunnel | None:
+        """The usable tunnel with the fewest streams; waits a while for one to come up."""
+        tunnel = self._least_loaded()
+        if tunnel is not None or self._draining:
+            return tunnel
+        with trio.move_on_after(TUNNEL_WAIT_S):
+            while tunnel is None:
+                await self._available.wait()
+                self._available = trio.Event()
+                tunnel = self._least_loaded()
+        return tunnel
+
+    def drain(self) -> None:
+        """Take and open no new streams; dial no more."""
+        self._draining = True
+        for tunnel in list(self.tunnels):
+            tunnel.draining = True
+            tunnel.tell_core(lambda core, _now: core.go_away(Reason.SHUTDOWN))
+
+    def end(self) -> None:
+        """End every tunnel with an authenticated END."""
+        self._draining = True
+        for tunnel in list(self.tunnels):
+            tunnel.end(Reason.SHUTDOWN)
+
+    @property
+    def streams(self) -> int:
+        """Streams in progress."""
+        return sum(len(tunnel.relays) for tunnel in self.tunnels)
+
+    # Called by tunnels.
+
+    def on_stream_requested(self, tunnel: Tunnel, event: StreamRequested) -> None:
+        """The peer opens a stream."""
+        self._services.answer(self.config.name, tunnel, event)
+
+    def on_tunnel_event(self, tunnel: Tunnel, event: Event) -> None:
+        """Everything about a tunnel that is not a stream in progress."""
+        driver = self._drivers.get(tunnel)
+        match event:
+            case EpochDue(reason):
+                if driver is not None:
+                    driver.epoch_due(reason)
+            case KeysNeeded():
+                self._redeem(tunnel, event)
+            case EpochCommitted():
+                self._on_committed(tunnel, event)
+                if driver is not None:
+                    driver.on_committed(event)
+            case EpochFailed():
+                self._on_failed(tunnel, event)
+                if driver is not None:
+                    driver.on_failed(event)
+            case HandshakeCompleted():
+                self._log.debug("peer_authenticated", group=event.group, cipher=event.cipher)
+            case PolicyAgreed(local, peer, effective):
+                self._log_policy(local, peer, effective)
+            case TunnelEstablished():
+                self._on_established(tunnel)
+            case GoAwayReceived(reason):
+                self._log.info("peer_going_away", reason=reason)
+                self._on_unusable(tunnel)
+            case TunnelClosed():
+                self._on_closed(tunnel, event)
+
+    # Dialling.
+
+    async def _keep_tunnel(self) -> None:
+        await self.quantum.first_word()
+        pause_s = REDIAL_S
+        while not self._draining:
+            began = trio.current_time()
+            await self._dial()
+            if trio.current_time() - began >= SETTLED_S:
+                pause_s = REDIAL_S
+            await trio.sleep(pause_s * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            pause_s = min(2 * pause_s, MAX_REDIAL_S)
+
+    async def _dial(self) -> None:
+        address = self.config.address
+        if address is None:
+            return
+        timeout_s = self._gateway.tunnel.handshake_timeout_s
+        try:
+            sock = await open_connection(address, timeout_s)
+        except ConnectionLost as error:
+            self._log.warning(
+                "tunnel_not_connected", address=str(address), reason=error.reason, detail=str(error)
+            )
+            return
+        connection = Connection(
+            Role.CLIENT,
+            self.settings,
+            tls_context=self._client_tls,
+            kem=self._kem,
+            random_bytes=os.urandom,
+            now=trio.current_time(),
+        )
+        tunnel = Tunnel(sock, connection, self)
+        driver = EpochDriver(
+            tunnel, self.quantum, self._log, tunnels=lambda: max(1, len(self._drivers))
+        )
+        self._drivers[tunnel] = driver
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(driver.run)
+                await tunnel.run()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._drivers.pop(tunnel, None)
+            self._forget(tunnel)
+
+    # Inside.
+
+    def _least_loaded(self) -> Tunnel | None:
+        usable = [tunnel for tunnel in self.tunnels if tunnel.usable]
+        return min(usable, key=lambda tunnel: len(tunnel.relays)) if usable else None
+
+    def _redeem(self, tunnel: Tunnel, event: KeysNeeded) -> None:
+        async def redeem() -> None:
+            answer = await self.quantum.redeem(event.keys)
+
+            def tell(core: Connection, now: float) -> None:
+                if isinstance(answer, Reason):
+                    core.refuse_keys(event.epoch, event.attempt, answer)
+                else:
+                    core.provide_keys(event.epoch, event.attempt, answer, now)
+
+            tunnel.tell_core(tell)
+
+        tunnel.start_task(redeem)
+
+    def _on_link_change(self, change: LinkChange) -> None:
+        for driver in list(self._drivers.values()):
+            driver.on_link_change(change)
+
+    def _on_established(self, tunnel: Tunnel) -> None:
+        self.totals.tunnels += 1
+        self.tunnels.append(tunnel)
+        self._available.set()
+        connection = tunnel.connection
+        self._log.info(
+            "tunnel_up",
+            role=connection.role,
+            mode=self._modes.get(tunnel),
+            policy=connection.effective_policy,
+            kem=self.settings.kem,
+            kem_provider=self._kem.name,
+            aead=self.settings.aead,
+        )
+
+    def _on_committed(self, tunnel: Tunnel, event: EpochCommitted) -> None:
+        if event.mode is Mode.HYBRID:
+            self.totals.hybrid_epochs += 1
+        else:
+            self.totals.classical_epochs += 1
+        self.totals.qkd_keys += len(event.key_ids)
+        before = self._modes.get(tunnel)
+        self._modes[tunnel] = event.mode
+        fields = {
+            "epoch": event.epoch,
+            "mode": event.mode,
+            "reason": event.reason,
+            "qkd_keys": len(event.key_ids),
+            "source": self.quantum.source_name if event.key_ids else None,
+            "simulated": self.quantum.simulated if event.key_ids else None,
+            "epoch_id": event.epoch_id.hex(),
+        }
+        self._log.debug("epoch_committed", **fields)
+        if before is not event.mode:
+            write = self._log.info if event.mode is Mode.HYBRID else self._log.warning
+            write("mode_changed", was=before, chained_qkd=event.qkd_ever, **fields)
+
+    def _on_failed(self, tunnel: Tunnel, event: EpochFailed) -> None:
+        self._log.warning(
+            "epoch_failed",
+            epoch=event.epoch,
+            attempt=event.attempt,
+            mode=event.mode,
+            reason=event.reason,
+            by="peer" if event.remote else "self",
+            role=tunnel.connection.role,
+        )
+
+    def _log_policy(self, local: object, peer: object, effective: object) -> None:
+        write = self._log.info if local is peer else self._log.warning
+        write("policy_agreed", local=local, peers=peer, effective=effective)
+
+    def _on_unusable(self, tunnel: Tunnel) -> None:
+        tunnel.draining = True
+
+    def _on_closed(self, tunnel: Tunnel, event: TunnelClosed) -> None:
+        session = tunnel.connection.session
+        self.totals.streams += session.streams_opened
+        self.totals.bytes_sent += session.bytes_sent
+        self.totals.bytes_received += session.bytes_received
+        write = self._log.info if event.clean else self._log.warning
+        write(
+            "tunnel_closed",
+            role=tunnel.connection.role,
+            reason=event.reason,
+            clean=event.clean,
+            detail=tunnel.close_detail,
+            epoch=tunnel.connection.epoch,
+            streams=session.streams_opened,
+            bytes_sent=session.bytes_sent,
+            bytes_received=session.bytes_received,
+        )
+        self._forget(tunnel)
+
+    def _forget(self, tunnel: Tunnel) -> None:
+        self._modes.pop(tunnel, None)
+        if tunnel in self.tunnels:
+            self.tunnels.remove(tunnel)

@@ -1,0 +1,151 @@
+"""The far end of a stream: connecting to the real service, plain or over TLS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import trio
+from OpenSSL import SSL
+
+from qproxy.address import TcpAddress
+from qproxy.config.model import ServiceConfig
+from qproxy.errors import ProtocolError, Reason
+from qproxy.log import Logger
+from qproxy.net.endpoint import ConnectionLost, Endpoint, TcpEndpoint, TlsEndpoint
+from qproxy.net.listen import open_connection
+from qproxy.runtime.relay import Relay
+from qproxy.runtime.tunnel import Tunnel
+from qproxy.tls.context import client_context
+from qproxy.tls.identity import TlsIdentity, TrustStore
+from qproxy.tunnel.connection import Connection
+from qproxy.tunnel.events import StreamRequested
+
+#: What a peer is told of a service's TLS, whatever went wrong with it: the details are local.
+_TLS_REASONS = frozenset(
+    {
+        Reason.TLS_FAILURE,
+        Reason.CERTIFICATE_INVALID,
+        Reason.CERTIFICATE_EXPIRED,
+        Reason.CERTIFICATE_REVOKED,
+        Reason.PEER_NAME_MISMATCH,
+    }
+)
+
+
+class Service:
+    """One configured service, its TLS context and how many connections it has."""
+
+    def __init__(self, config: ServiceConfig) -> None:
+        """Load what the service needs. Raises ConfigError."""
+        self.config = config
+        self.connections = 0
+        self._context: SSL.Context | None = None
+        self._server_name: str | None = None
+        if config.tls is not None:
+            identity = None
+            if config.tls.certificate is not None and config.tls.private_key is not None:
+                identity = TlsIdentity.load(config.tls.certificate, config.tls.private_key)
+            self._context = client_context(trust=TrustStore.load(config.tls.ca), identity=identity)
+            host = config.connect.host if isinstance(config.connect, TcpAddress) else None
+            self._server_name = config.tls.server_name or host
+
+    def allows(self, peer: str) -> bool:
+        """Whether this peer may use the service."""
+        return self.config.peers is None or peer in self.config.peers
+
+    async def connect(self) -> Endpoint:
+        """Connect, TLS included. Raises ConnectionLost with the reason for a refusal."""
+        with trio.move_on_after(self.config.connect_timeout_s):
+            sock = await open_connection(self.config.connect, self.config.connect_timeout_s)
+            if self._context is None:
+                return TcpEndpoint(sock)
+            endpoint = TlsEndpoint.client(sock, self._context, server_name=self._server_name)
+            try:
+                await endpoint.handshake()
+            except BaseException:
+                endpoint.close()
+                raise
+            return endpoint
+        raise ConnectionLost(
+            Reason.CONNECT_TIMEOUT, f"no connection within {self.config.connect_timeout_s} s"
+        )
+
+
+class Services:
+    """Answers the streams that peers open."""
+
+    def __init__(self, configs: Mapping[str, ServiceConfig], log: Logger) -> None:
+        """Load every service. Raises ConfigError."""
+        self._services = {name: Service(config) for name, config in configs.items()}
+        self._log = log
+
+    def answer(self, peer: str, tunnel: Tunnel, event: StreamRequested) -> None:
+        """Refuse a stream at once, or connect to its service in a task of the tunnel's."""
+        service = self._services.get(event.service)
+        refusal = self._refusal(peer, service)
+        if service is None or refusal is not None:
+            self._refuse(peer, tunnel, event, refusal or Reason.SERVICE_UNKNOWN, "")
+            return
+        relay = tunnel.attach(event.stream_id, idle_timeout_s=service.config.idle_timeout_s)
+
+        async def connect() -> None:
+            await self._connect(peer, tunnel, event, service, relay)
+
+        tunnel.start_task(connect)
+
+    def _refusal(self, peer: str, service: Service | None) -> Reason | None:
+        if service is None:
+            return Reason.SERVICE_UNKNOWN
+        if not service.allows(peer):
+            return Reason.SERVICE_FORBIDDEN
+        if service.connections >= service.config.max_connections:
+            return Reason.LIMIT_REACHED
+        return None
+
+    async def _connect(
+        self, peer: str, tunnel: Tunnel, event: StreamRequested, service: Service, relay: Relay
+    ) -> None:
+        service.connections += 1
+        try:
+            try:
+                endpoint = await service.connect()
+            except (ConnectionLost, ProtocolError) as error:
+                reason = Reason.SERVICE_TLS if error.reason in _TLS_REASONS else error.reason
+                self._refuse(peer, tunnel, event, reason, str(error))
+                return
+            if relay.ended or not tunnel.open:
+                endpoint.abort()
+                tunnel.forget(event.stream_id)
+                return
+            tunnel.tell_core(lambda core, _now: core.accept_stream(event.stream_id))
+            self._log.debug(
+                "stream_opened",
+                peer=peer,
+                service=event.service,
+                stream=event.stream_id,
+                client=event.client_address,
+                group=endpoint.group if isinstance(endpoint, TlsEndpoint) else None,
+            )
+            await relay.run(endpoint)
+        finally:
+            service.connections -= 1
+
+    def _refuse(
+        self, peer: str, tunnel: Tunnel, event: StreamRequested, reason: Reason, detail: str
+    ) -> None:
+        self._log.warning(
+            "stream_refused",
+            peer=peer,
+            service=event.service,
+            client=event.client_address,
+            reason=reason,
+            detail=detail,
+        )
+        relay = tunnel.relays.get(event.stream_id)
+        tunnel.forget(event.stream_id)
+        if tunnel.open and not (relay is not None and relay.ended):
+
+            def refuse(core: Connection, now: float) -> None:
+                core.refuse_stream(event.stream_id, reason, now)
+
+            tunnel.tell_core(refuse)

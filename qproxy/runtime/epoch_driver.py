@@ -28,7 +28,7 @@ from qproxy.tunnel.events import EpochCommitted, EpochFailed
 WAIT_S = 1.0
 #: First pause after a failed attempt, doubled up to the last, in seconds.
 RETRY_S = 0.05
-MAX_RETRY_S = 5.0
+MAX_RETRY_S = 2.0
 
 #: Failures of a hybrid attempt that speak of the key or of the peer's key source.
 _KEY_FAILURES = PEER_HAS_NO_KEYS | {
@@ -69,14 +69,16 @@ class EpochDriver:
         self._answered = trio.Event()
         self._reservation: Reservation | None = None
         self._mode: Mode | None = None
+        self._offered_wish = Reason.INITIAL
         self._rejected: Reason | None = None
-        self._retry_s = RETRY_S
+        self._failures = 0
         self._committed_at = trio.current_time()
         self._told: Reason | None = None
 
     def epoch_due(self, reason: Reason) -> None:
         """The core, or a change of the link, wants an epoch."""
-        if self._wish is None or reason in _PRESSING:
+        # A change of the link may prove pointless later on; what the core asked for may not.
+        if self._wish in {None, Reason.LINK_CHANGE} or reason in _PRESSING:
             self._wish = reason
         self._wished.set()
 
@@ -92,7 +94,7 @@ class EpochDriver:
         self._mode = event.mode
         self._committed_at = trio.current_time()
         self._rejected = None
-        self._retry_s = RETRY_S
+        self._failures = 0
         self._told = None
         if event.mode is Mode.HYBRID:
             self._quantum.key_confirmed()
@@ -104,12 +106,13 @@ class EpochDriver:
         if event.mode is Mode.HYBRID and event.reason in _KEY_FAILURES:
             self._rejected = event.reason
             self._quantum.key_failed(event.reason)
-        self.epoch_due(Reason.RETRY)
+        self._failures += 1
+        self.epoch_due(self._offered_wish)
 
     async def run(self) -> None:
         """Answer wishes until cancelled."""
         while True:
-            with trio.move_on_after(self._next_look_s()) as timeout:
+            with trio.move_on_after(WAIT_S) as timeout:
                 await self._wished.wait()
             if timeout.cancelled_caught and not self._climb_is_due():
                 continue
@@ -121,10 +124,6 @@ class EpochDriver:
             await self._decide()
 
     # Inside.
-
-    def _next_look_s(self) -> float:
-        """When to look without having been asked: to try a trial, or a wish that had to wait."""
-        return WAIT_S
 
     def _climb_is_due(self) -> bool:
         """A classical-only tunnel under a link that may be tried, or a wish that waits."""
@@ -151,13 +150,14 @@ class EpochDriver:
             self._wished.set()
 
     async def _decide(self) -> None:
+        await self._pace()
         wish = self._wish or Reason.LINK_CHANGE
         decision = self._quantum.policy.decide(self._situation(wish))
         if decision.action is Action.OFFER and decision.mode is not None:
             if self._is_pointless(wish, decision):
-                self._wish = None
+                self._wish = self._rejected = None
+                self._failures = 0
                 return
-            await self._pace(wish)
             self._offer(wish, decision, decision.mode)
         elif decision.action is Action.REFUSE:
             self._say_refused(decision)
@@ -193,11 +193,10 @@ class EpochDriver:
         """A link change that does not change this tunnel's mode after all needs no epoch."""
         return wish is Reason.LINK_CHANGE and decision.mode is self._mode
 
-    async def _pace(self, wish: Reason) -> None:
+    async def _pace(self) -> None:
         """After failures, offers come slower and slower; the first retry is at once."""
-        if wish is Reason.RETRY:
-            await trio.sleep(self._retry_s)
-            self._retry_s = min(2 * self._retry_s, MAX_RETRY_S)
+        if self._failures > 1:
+            await trio.sleep(min(RETRY_S * 2.0 ** (self._failures - 2), MAX_RETRY_S))
 
     def _offer(self, wish: Reason, decision: Decision, mode: Mode) -> None:
         now = trio.current_time()
@@ -219,6 +218,7 @@ class EpochDriver:
         changes = self._mode is not mode and (self._mode is not None or mode is not Mode.HYBRID)
         reason = decision.reason if changes else wish
         self._wish = None
+        self._offered_wish = wish
 
         def start(connection: Connection, now: float) -> None:
             connection.start_epoch(mode, reason, keys, now)

@@ -33,7 +33,7 @@ from qproxy.tunnel.events import Event, HandshakeCompleted, StreamRequested, Tun
 from qproxy.tunnel.settings import Role, TunnelSettings
 
 #: Incoming tunnels whose peer has not proved who it is yet, at most.
-MAX_PENDING_HANDSHAKES = 64
+MAX_PENDING_HANDSHAKES = 256
 #: How long peers may take to answer our END, in seconds.
 END_WAIT_S = 2.0
 #: How often the drain looks whether streams are left, in seconds.
@@ -155,10 +155,15 @@ class Gateway:
 
     async def _accept_tunnels(self, listening: socket.socket, nursery: trio.Nursery) -> None:
         while True:
-            await self._pending.acquire()
+            try:
+                self._pending.acquire_nowait()
+            except trio.WouldBlock:
+                self._log.warning("tunnel_handshakes_full", limit=MAX_PENDING_HANDSHAKES)
+                await self._pending.acquire()
             try:
                 sock = await accept(listening)
             except trio.ClosedResourceError:
+                self._pending.release()
                 return
             nursery.start_soon(self._run_incoming, sock)
 
@@ -175,6 +180,8 @@ class Gateway:
                 find_peer=self._find_peer,
             )
             await Tunnel(sock, connection, incoming).run()
+        except Exception as error:  # a fault of ours costs this tunnel, never the gateway
+            self._log.unexpected("tunnel_failed", error, address=incoming.address)
         finally:
             incoming.settle()
 
@@ -220,8 +227,8 @@ class _Incoming:
     """Owner of an incoming tunnel: nobody's until its certificate names a peer."""
 
     def __init__(self, gateway: Gateway, address: str, log: Logger) -> None:
+        self.address = address
         self._gateway = gateway
-        self._address = address
         self._log = log
         self._peer: Peer | None = None
         self._settled = False
@@ -249,7 +256,7 @@ class _Incoming:
         elif isinstance(event, TunnelClosed):
             self._log.warning(
                 "tunnel_refused",
-                address=self._address,
+                address=self.address,
                 reason=event.reason,
                 detail=tunnel.close_detail,
             )

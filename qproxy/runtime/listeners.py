@@ -98,6 +98,9 @@ class Listener:
                 await self._relay(endpoint, sock)
         except ConnectionLost as error:
             self._log.debug("client_lost", reason=error.reason, detail=str(error))
+        except Exception as error:  # a fault of ours costs this connection, never the gateway
+            self._log.unexpected("connection_failed", error)
+            sock.close()
         finally:
             self._slots.release()
 

@@ -130,7 +130,6 @@ class Peer:
         with trio.move_on_after(TUNNEL_WAIT_S):
             while tunnel is None:
                 await self._available.wait()
-                self._available = trio.Event()
                 tunnel = self._least_loaded()
         return tunnel
 
@@ -230,6 +229,8 @@ class Peer:
                 nursery.start_soon(driver.run)
                 await tunnel.run()
                 nursery.cancel_scope.cancel()
+        except Exception as error:  # a fault of ours costs this tunnel, never the gateway
+            self._log.unexpected("tunnel_failed", error)
         finally:
             self._drivers.pop(tunnel, None)
             self._forget(tunnel)
@@ -262,6 +263,7 @@ class Peer:
         self.totals.tunnels += 1
         self.tunnels.append(tunnel)
         self._available.set()
+        self._available = trio.Event()
         connection = tunnel.connection
         self._log.info(
             "tunnel_up",

@@ -109,7 +109,11 @@ class QuantumSide:
             return
         try:
             while True:
-                await self._one_round(source)
+                try:
+                    await self._one_round(source)
+                except Exception as error:  # a fault of ours must not leave the link unwatched
+                    self._log.unexpected("key_source_failed", error, source=source.name)
+                    self._failed(Reason.INTERNAL_ERROR, type(error).__name__, drawing=True)
                 await self._pause()
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(1):

@@ -127,6 +127,9 @@ class Services:
                 group=endpoint.group if isinstance(endpoint, TlsEndpoint) else None,
             )
             await relay.run(endpoint)
+        except Exception as error:  # a fault of ours costs this stream, never its tunnel
+            self._log.unexpected("stream_failed", error, peer=peer, service=event.service)
+            relay.fail(Reason.INTERNAL_ERROR)
         finally:
             service.connections -= 1
 

@@ -492,7 +492,8 @@ class Connection:
             raise malformed(f"frame type {code} is unknown") from None
         self._check_frame(frame, stream_id, alone=alone)
         if self.phase is Phase.ENDING and frame is not FrameType.END:
-            return  # Sent before our END arrived; nothing of it matters any more.
+            self._on_frame_while_ending(frame, payload, now)
+            return
         match frame:
             case FrameType.EPOCH:
                 self._on_epoch_message(payload, now)
@@ -509,6 +510,15 @@ class Connection:
                 self._timers.on_ping_frame(frame, payload, now)
             case _:
                 self.session.on_frame(frame, stream_id, payload, now)
+
+    def _on_frame_while_ending(self, frame: FrameType, payload: bytes, now: float) -> None:
+        """What the peer sent before our END reached it: only what changes the key of its END."""
+        if frame is FrameType.SWITCH:
+            self._on_switch(decode_epoch_number(payload, "SWITCH"), now)
+        elif frame is FrameType.EPOCH and isinstance(self._epochs, ServerEpochs):
+            message = decode_epoch_message(payload)
+            if isinstance(message, Confirm):
+                self._install_as_server(self._epochs.on_confirm(message, now), now)
 
     def _check_frame(self, frame: FrameType, stream_id: int, *, alone: bool) -> None:
         if frame in LONE_FRAMES and not alone:
@@ -566,7 +576,11 @@ class Connection:
         self._finish_install(committed, now)
 
     def _install_as_server(self, committed: Committed, now: float) -> None:
-        """S4: the server's direction changes keys now; the client's next record is its SWITCH."""
+        """S4: the server's direction changes keys now; the client's next record is its SWITCH.
+
+        After our END nothing more is sent, so there is nothing to switch (rule R12); but the
+        client, which had committed before it knew, ends its own direction under the new key.
+        """
         pending = committed.pending
         sealer = RecordSealer(committed.aead, pending.server_traffic_secret)
         opener = RecordOpener(committed.aead, pending.client_traffic_secret)
@@ -578,8 +592,9 @@ class Connection:
             self.phase = Phase.OPEN
             self._require_server().on_switch()
         else:
-            self._writer.add_frame(FrameType.SWITCH, 0, number)
-            self._writer.install(sealer)
+            if self.phase is not Phase.ENDING:
+                self._writer.add_frame(FrameType.SWITCH, 0, number)
+                self._writer.install(sealer)
             self._next_opener = opener
             self._records_to_switch = MAX_RECORDS_BEFORE_CLIENT_SWITCH + 1
         first = pending.epoch == 1

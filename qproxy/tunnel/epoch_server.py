@@ -157,13 +157,20 @@ class ServerEpochs(EpochExchange):
         self._move(EpochEvent.SWITCH)
 
     def drop(self) -> None:
-        """The tunnel ends in the middle of an exchange: no alarm (rule R12)."""
-        self._erase_attempt_secrets()
-        self._attempt = None
+        """This end ended the tunnel in the middle of an exchange: no alarm (rule R12).
+
+        After an ACCEPT the client may have committed, and its END then comes under the new key:
+        what reads it is kept until the tunnel is closed.
+        """
+        self.deadline = None
+        if self.state is not ServerEpochState.ACCEPTED:
+            self._erase_attempt_secrets()
+            self._attempt = None
 
     def wipe(self) -> None:
         """Erase everything."""
-        self.drop()
+        self._erase_attempt_secrets()
+        self._attempt = None
         super().wipe()
 
     def _check_place(self, offer: Offer) -> None:

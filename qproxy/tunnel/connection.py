@@ -244,7 +244,7 @@ class Connection:
         """When to call :meth:`handle_timeout` at the latest, or None once closed."""
         if self.closed:
             return None
-        return self._timers.next(self.phase, self._epochs)
+        return self._timers.next(self.phase, self._epochs, busy=self._epoch_busy())
 
     def handle_timeout(self, now: float) -> None:
         """Do what is due. Never raises; a tunnel that must end says so by ``TunnelClosed``."""

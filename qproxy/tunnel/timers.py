@@ -102,7 +102,7 @@ class Timers:
             or records >= settings.max_epoch_records
         ):
             return Reason.EPOCH_LIMIT
-        if self._role is Role.CLIENT and not busy and not self._session.going_away:
+        if self._may_ask_for_epoch(busy):
             if settings.rekey_interval_s and age >= settings.rekey_interval_s:
                 self.epoch_due(Reason.REKEY_INTERVAL)
             elif carried >= settings.rekey_bytes:
@@ -113,10 +113,16 @@ class Timers:
 
     # Deadlines.
 
-    def next(self, phase: Phase, epochs: ClientEpochs | ServerEpochs | None) -> float:
-        """The earliest moment at which anything is to be done."""
+    def next(
+        self, phase: Phase, epochs: ClientEpochs | ServerEpochs | None, *, busy: bool
+    ) -> float:
+        """The earliest moment at which anything is to be done.
+
+        Never a moment that :meth:`Connection.handle_timeout` has dealt with already, or the
+        driver would spin.
+        """
         settings = self._settings
-        moments = [self._heard_at + settings.peer_timeout_s]
+        moments = []
         if phase in {Phase.TLS, Phase.FIRST_EPOCH, Phase.AWAIT_COMMITTED}:
             moments.append(self._handshake_deadline)
         if self._end_deadline is not None:
@@ -124,10 +130,10 @@ class Timers:
         if epochs is not None and epochs.deadline is not None:
             moments.append(epochs.deadline)
         if phase is Phase.OPEN:
-            moments.append(self._next_ping_at)
+            moments += [self._next_ping_at, self._heard_at + settings.peer_timeout_s]
             if settings.max_epoch_age_s:
                 moments.append(self._epoch_at + settings.max_epoch_age_s)
-            if self._role is Role.CLIENT and settings.rekey_interval_s and self._due is None:
+            if self._may_ask_for_epoch(busy) and settings.rekey_interval_s and self._due is None:
                 moments.append(self._epoch_at + settings.rekey_interval_s)
             if epochs is not None and epochs.qkd_deadline is not None:
                 moments.append(epochs.qkd_deadline)
@@ -193,6 +199,9 @@ class Timers:
         idle = mark == self._idle_mark
         self._idle_mark = mark
         return idle
+
+    def _may_ask_for_epoch(self, busy: bool) -> bool:
+        return self._role is Role.CLIENT and not busy and not self._session.going_away
 
     def _application_bytes(self) -> int:
         return self._session.bytes_sent + self._session.bytes_received

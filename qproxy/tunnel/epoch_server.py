@@ -125,7 +125,8 @@ class ServerEpochs(EpochExchange):
         self._move(EpochEvent.CONFIRM)
         self._pending = None
         self._offer = None
-        self.deadline = None
+        # From here the client must switch within a bounded time (rule R4).
+        self.deadline = now + self.settings.epoch_timeout_s
         return self._finish_epoch(pending, attempt, now, confirmed=True)
 
     def on_abort(self, abort: Abort) -> None:
@@ -155,6 +156,7 @@ class ServerEpochs(EpochExchange):
     def on_switch(self) -> None:
         """S6: the client sends under the new epoch; its next OFFER may come."""
         self._move(EpochEvent.SWITCH)
+        self.deadline = None
 
     def drop(self) -> None:
         """This end ended the tunnel in the middle of an exchange: no alarm (rule R12).

@@ -263,7 +263,10 @@ class Connection:
                 self._close(Reason.EPOCH_TIMEOUT, clean=False)
                 return
         if self.phase is Phase.OPEN:
-            self._timers.check_due(self._epoch_busy(), self.epoch, now)
+            reason = self._check_due(now)
+            if reason is not None:
+                self._close(reason, clean=False)
+                return
             self._timers.ping_if_due(self._random_bytes, now)
         if self._timers.idle_tick(now):
             self._splitter.shrink()
@@ -409,9 +412,16 @@ class Connection:
                 Reason.PEER_NOT_READING, f"{self._writer.pending} bytes wait for the peer to read"
             )
         if self.phase is Phase.OPEN:
-            reason = self._timers.check_due(self._epoch_busy(), self.epoch, now)
+            reason = self._check_due(now)
             if reason is not None:
                 raise RemoteProtocolError(reason, "the epoch's hard limit has passed")
+
+    def _check_due(self, now: float) -> Reason | None:
+        """Limits by bytes, records and age, on this end's own counts (rule R8)."""
+        records = self._writer.records
+        if self._opener is not None and self._next_opener is None:
+            records = max(records, self._opener.records)
+        return self._timers.check_due(self._epoch_busy(), self.epoch, records, now)
 
     def _process(self, now: float) -> None:
         if len(self._plain) < self._splitter.capacity:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from qproxy.crypto.records import (
     CONTENT_APPLICATION_DATA,
     MAX_CONTENT_BYTES,
+    MAX_RECORDS_PER_KEY,
     OVERHEAD_BYTES,
     RecordSealer,
 )
@@ -22,6 +23,9 @@ SMALL_OUTPUT_BYTES = 64 * 1024
 DATA_HIGH_WATER_BYTES = 512 * 1024
 #: A peer that makes us answer while it does not read ends its tunnel at this, in bytes.
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
+#: Records under one key after which no stream data is taken: the rest of what the key may protect
+#: is left for the frames that end streams and the tunnel.
+MAX_DATA_RECORDS_PER_KEY = MAX_RECORDS_PER_KEY - (1 << 16)
 
 
 class RecordWriter:
@@ -55,6 +59,8 @@ class RecordWriter:
     @property
     def data_room(self) -> int:
         """Bytes of stream data that may be added now."""
+        if self.records >= MAX_DATA_RECORDS_PER_KEY:
+            return 0
         return max(0, DATA_HIGH_WATER_BYTES - self.pending)
 
     def install(self, sealer: RecordSealer) -> None:

@@ -14,7 +14,7 @@ from qproxy.tunnel.epoch_client import ClientEpochs
 from qproxy.tunnel.epoch_server import ServerEpochs
 from qproxy.tunnel.events import EpochDue, Event, RoundTrip
 from qproxy.tunnel.frames import FrameType, decode_ping
-from qproxy.tunnel.records_out import RecordWriter
+from qproxy.tunnel.records_out import MAX_DATA_RECORDS_PER_KEY, RecordWriter
 from qproxy.tunnel.session import Session
 from qproxy.tunnel.settings import Role, TunnelSettings
 from qproxy.tunnel.states import Phase
@@ -50,7 +50,6 @@ class Timers:
         self._heard_at = now
         self._epoch_at = now
         self._epoch_bytes_from = 0
-        self._opened_records = 0
         self._due: Reason | None = None
         self._next_ping_at = now + settings.ping_interval_s
         self._ping_payload: bytes | None = None
@@ -86,8 +85,14 @@ class Timers:
         self._epoch_bytes_from = self._application_bytes()
         self._due = None
 
-    def check_due(self, busy: bool, epoch: int, now: float) -> Reason | None:
+    def check_due(self, busy: bool, epoch: int, records: int, now: float) -> Reason | None:
         """Soft limits ask the driver for an epoch (client); hard ones end the tunnel.
+
+        Args:
+            busy: an exchange is under way.
+            epoch: the epoch that runs; 0 before the first.
+            records: sealed or opened under one key, whichever are more.
+            now: the time.
 
         Returns:
             ``epoch_limit`` where a hard limit has passed, else None.
@@ -95,11 +100,10 @@ class Timers:
         settings = self._settings
         age = now - self._epoch_at
         carried = self._application_bytes() - self._epoch_bytes_from
-        records = self._writer.records
         if epoch and (
             (settings.max_epoch_age_s and age >= settings.max_epoch_age_s)
             or carried >= settings.max_epoch_bytes
-            or records >= settings.max_epoch_records
+            or records >= min(settings.max_epoch_records, MAX_DATA_RECORDS_PER_KEY)
         ):
             return Reason.EPOCH_LIMIT
         if self._may_ask_for_epoch(busy):

@@ -8,7 +8,7 @@ from qproxy.crypto.kem import SIZES as KEM_SIZES
 from qproxy.crypto.kem import KemKeyPair, KemProvider
 from qproxy.crypto.schedule import PendingEpoch, wipe
 from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError
-from qproxy.keys import MAX_QKD_KEY_BYTES, MIN_QKD_KEY_BYTES, QkdKey
+from qproxy.keys import MAX_KEY_ID_BYTES, MAX_QKD_KEY_BYTES, MIN_QKD_KEY_BYTES, QkdKey
 from qproxy.modes import Mode, Policy
 from qproxy.tunnel.constants import MAX_ATTEMPTS_PER_EPOCH, MAX_KEYS_PER_OFFER
 from qproxy.tunnel.epochs import Attempt, Committed, EpochExchange, wipe_keys
@@ -165,6 +165,8 @@ class ClientEpochs(EpochExchange):
             raise LocalProtocolError(Reason.KEY_INVALID, f"{mode} with {len(keys)} QKD keys")
         if keys and self.settings.key_source is None:
             raise LocalProtocolError(Reason.NO_KEY_SOURCE, "no key source is configured")
+        if not _are_usable_ids([key.key_id for key in keys]):
+            raise LocalProtocolError(Reason.KEY_INVALID, "a QKD key has an ID that cannot be used")
         if any(not MIN_QKD_KEY_BYTES <= len(key.key) <= MAX_QKD_KEY_BYTES for key in keys):
             raise LocalProtocolError(Reason.KEY_INVALID, "a QKD key has a size that cannot be used")
 
@@ -235,3 +237,10 @@ class ClientEpochs(EpochExchange):
                 Reason.UNEXPECTED_MESSAGE, f"{event.value} while {self.state.value}"
             )
         self.state = target
+
+
+def _are_usable_ids(key_ids: Sequence[str]) -> bool:
+    """Whether the server would take these IDs: a KME must not be able to end a tunnel (rule R7)."""
+    return len(set(key_ids)) == len(key_ids) and all(
+        key_id.isprintable() and 1 <= len(key_id.encode()) <= MAX_KEY_ID_BYTES for key_id in key_ids
+    )

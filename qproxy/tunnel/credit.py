@@ -55,7 +55,7 @@ class ReceiveCredit:
         self.limit = initial
         self.received = 0
         self.consumed = 0
-        self._max_window = max_window
+        self._max_window = max(initial, max_window)  # What was granted cannot be taken back.
         self._granted_at = now
 
     @property

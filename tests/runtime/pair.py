@@ -1,0 +1,157 @@
+"""Two gateways' peers in one process, over a real loopback connection, with fake key sources."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from qproxy.address import TcpAddress
+from qproxy.config.model import GatewayConfig, IdentityConfig, NodeConfig, PeerConfig, ServiceConfig
+from qproxy.log import get_logger
+from qproxy.modes import Mode, Policy
+from qproxy.net.listen import accept, open_listeners
+from qproxy.runtime.peer import Peer
+from qproxy.runtime.qkd import QuantumSide
+from qproxy.runtime.services import Services
+from qproxy.runtime.tunnel import Tunnel
+from qproxy.tunnel.connection import Connection
+from qproxy.tunnel.events import EpochCommitted, EpochFailed, Event, TunnelClosed
+from qproxy.tunnel.settings import Role
+from tests.runtime.fakes import FakeLink, FakeSource
+from tests.tunnel.helpers import CLIENT, KEM, SERVER, tunnel_context
+
+NOWHERE = Path("/nonexistent")
+
+
+class WatchedPeer(Peer):
+    """A peer that keeps the events it was told."""
+
+    seen: list[Event]
+
+    def on_tunnel_event(self, tunnel: Tunnel, event: Event) -> None:
+        self.__dict__.setdefault("seen", []).append(event)
+        super().on_tunnel_event(tunnel, event)
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [event for event in self.__dict__.get("seen", []) if isinstance(event, kind)]
+
+    @property
+    def modes(self) -> list[Mode]:
+        """The mode of every committed epoch, in order."""
+        return [event.mode for event in self.of(EpochCommitted)]
+
+
+@dataclass
+class GatewayPair:
+    """The dialling and the dialled side, and what a test does to them."""
+
+    client: WatchedPeer
+    server: WatchedPeer
+    client_source: FakeSource
+    server_source: FakeSource
+    service_calls: Counter[str] = field(default_factory=Counter)
+
+    async def until(self, condition: Callable[[], bool], limit_s: float = 20.0) -> None:
+        with trio.fail_after(limit_s):
+            while not condition():  # noqa: ASYNC110 - several objects make it true
+                await trio.sleep(0.005)
+
+    async def until_mode(self, mode: Mode) -> None:
+        await self.until(
+            lambda: (self.client.modes or [None])[-1] is mode
+            and (self.server.modes or [None])[-1] is mode
+        )
+
+    @property
+    def closed(self) -> list[TunnelClosed]:
+        return self.client.of(TunnelClosed)
+
+    @property
+    def failures(self) -> list[EpochFailed]:
+        return self.client.of(EpochFailed)
+
+
+def _gateway_config(name: str) -> GatewayConfig:
+    identity = IdentityConfig(certificate=NOWHERE, private_key=NOWHERE, ca=NOWHERE)
+    return GatewayConfig(path=NOWHERE, node=NodeConfig(name=name), identity=identity, peers={})
+
+
+@asynccontextmanager
+async def gateway_pair(
+    *,
+    client_policy: Policy = Policy.PREFER,
+    server_policy: Policy = Policy.PREFER,
+    service: TcpAddress | None = None,
+    prepare: Callable[[FakeSource, FakeSource], None] = lambda _a, _b: None,
+    **settings: Any,
+) -> AsyncIterator[GatewayPair]:
+    """Run two peers; the client dials the server. Ends everything on the way out."""
+    link = FakeLink()
+    sources = FakeSource("source-a", link), FakeSource("source-b", link)
+    prepare(*sources)
+    listeners = open_listeners(TcpAddress("127.0.0.1", 0))
+    host, port = listeners[0].getsockname()
+    services = {}
+    if service is not None:
+        services["echo"] = ServiceConfig(name="echo", connect=service)
+
+    def peer(local: str, remote: str, address: TcpAddress | None, policy: Policy) -> WatchedPeer:
+        first = local == "gw-a"
+        config = PeerConfig(
+            name=remote,
+            local_sae_id=local,
+            peer_sae_id=remote,
+            address=address,
+            policy=policy,
+            key_source="fake",
+        )
+        log = get_logger("qproxy.test")
+        quantum = QuantumSide(
+            config, sources[0 if first else 1], "etsi-qkd-014", log, now=trio.current_time()
+        )
+        base = CLIENT if first else SERVER
+        return WatchedPeer(
+            config,
+            _gateway_config(local),
+            replace(base, policy=policy, **settings),
+            quantum,
+            client_tls=tunnel_context(Role.CLIENT, "gw-a"),
+            kem=KEM,
+            services=Services(services, log),
+            log=log,
+        )
+
+    client = peer("gw-a", "gw-b", TcpAddress(host, port), client_policy)
+    server = peer("gw-b", "gw-a", None, server_policy)
+
+    async def accept_tunnels(listening: socket.socket, nursery: trio.Nursery) -> None:
+        while True:
+            sock = await accept(listening)
+            connection = Connection(
+                Role.SERVER,
+                server.settings,
+                tls_context=tunnel_context(Role.SERVER, "gw-b"),
+                kem=KEM,
+                random_bytes=os.urandom,
+                now=trio.current_time(),
+            )
+            nursery.start_soon(Tunnel(sock, connection, server).run)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.run)
+            nursery.start_soon(accept_tunnels, listeners[0], nursery)
+            nursery.start_soon(client.run)
+            yield GatewayPair(client, server, *sources)
+            nursery.cancel_scope.cancel()
+    finally:
+        for sock in listeners:
+            sock.close()

@@ -1,0 +1,144 @@
+"""The quantum side of a peer, on a clock that jumps."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+
+from qproxy.address import TcpAddress
+from qproxy.config.model import PeerConfig
+from qproxy.errors import Reason
+from qproxy.log import get_logger
+from qproxy.quantum.health import LinkChange, LinkState
+from qproxy.runtime.qkd import QuantumSide
+from qproxy.tunnel.messages import OfferedKey
+from tests.runtime.fakes import FakeSource
+
+DIALS = PeerConfig(
+    name="gw-b",
+    local_sae_id="gw-a",
+    peer_sae_id="gw-b",
+    address=TcpAddress("127.0.0.1", 1),
+    key_source="fake",
+)
+
+
+def quantum_side(source: FakeSource | None, config: PeerConfig = DIALS) -> QuantumSide:
+    return QuantumSide(
+        config, source, "etsi-qkd-014", get_logger("qproxy.test"), now=trio.current_time()
+    )
+
+
+async def while_running(quantum: QuantumSide, action: Callable[[], Awaitable[Any]]) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(quantum.run)
+        await action()
+        nursery.cancel_scope.cancel()
+
+
+async def until(condition: Callable[[], bool], limit_s: float = 60.0) -> float:
+    """Wait on the fake clock. Returns how long it took."""
+    began = trio.current_time()
+    with trio.fail_after(limit_s):
+        while not condition():  # noqa: ASYNC110 - the clock is a fake
+            await trio.sleep(0.01)
+    return trio.current_time() - began
+
+
+async def test_keys_are_drawn_ahead_of_need(autojump_clock: trio.testing.MockClock) -> None:
+    source = FakeSource()
+    quantum = quantum_side(source)
+
+    async def action() -> None:
+        await quantum.first_word()
+        await until(lambda: quantum.stock.available > 0)
+        assert quantum.health.state is LinkState.HEALTHY
+        assert quantum.simulated
+
+    await while_running(quantum, action)
+    assert source.closed
+    assert quantum.stock.available == 0
+
+
+async def test_a_gateway_that_only_waits_draws_no_keys(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    source = FakeSource()
+    waits = PeerConfig(
+        name="gw-a", local_sae_id="gw-b", peer_sae_id="gw-a", key_source="fake"
+    )
+    quantum = quantum_side(source, waits)
+
+    async def action() -> None:
+        await until(lambda: quantum.health.state is LinkState.HEALTHY)
+        await trio.sleep(30)
+
+    await while_running(quantum, action)
+    assert source.given == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "limit_s"),
+    [("refuses", 1.5), ("hangs", 3.0), ("garbage", 1.5)],
+)
+async def test_a_broken_kme_is_noticed_and_its_return_too(
+    autojump_clock: trio.testing.MockClock, fault: str, limit_s: float
+) -> None:
+    source = FakeSource()
+    quantum = quantum_side(source)
+    changes: list[LinkChange] = []
+    quantum.on_link_change(changes.append)
+
+    async def action() -> None:
+        await until(lambda: quantum.health.state is LinkState.HEALTHY)
+        await trio.sleep(20)
+        if fault == "hangs":
+            source.hang = True
+        else:
+            source.failure = (
+                Reason.KME_UNREACHABLE if fault == "refuses" else Reason.KME_INVALID_RESPONSE
+            )
+        down_after = await until(lambda: quantum.health.state is LinkState.DOWN)
+        assert down_after <= limit_s
+        await trio.sleep(60)
+        source.hang, source.failure = False, None
+        up_after = await until(lambda: quantum.health.state is LinkState.HEALTHY)
+        assert up_after <= 10
+
+    await while_running(quantum, action)
+    assert [change.new for change in changes][-1] is LinkState.HEALTHY
+    assert LinkState.DOWN in [change.new for change in changes]
+
+
+async def test_an_id_is_redeemed_once_whatever_comes_of_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    source = FakeSource()
+    quantum = quantum_side(source)
+    offered = (OfferedKey("etsi-qkd-014", 32, "id-1"), OfferedKey("etsi-qkd-014", 32, "id-2"))
+    redeemed = await quantum.redeem(offered)
+    assert isinstance(redeemed, list)
+    assert [key.key_id for key in redeemed] == ["id-1", "id-2"]
+    again = (OfferedKey("etsi-qkd-014", 32, "id-3"), OfferedKey("etsi-qkd-014", 32, "id-1"))
+    assert await quantum.redeem(again) is Reason.KEY_SPENT
+    # id-3 stood in a refused offer: it is burnt as well.
+    assert await quantum.redeem(again[:1]) is Reason.KEY_SPENT
+    assert source.redeemed == ["id-1", "id-2"]
+
+
+async def test_refusals_name_their_cause(autojump_clock: trio.testing.MockClock) -> None:
+    source = FakeSource()
+    quantum = quantum_side(source)
+    assert (
+        await quantum.redeem((OfferedKey("etsi-qkd-014", 64, "too-long"),)) is Reason.KEY_INVALID
+    )
+    source.failure = Reason.KEY_NOT_FOUND
+    assert await quantum.redeem((OfferedKey("etsi-qkd-014", 32, "a"),)) is Reason.KEY_NOT_FOUND
+    source.failure, source.hang = None, True
+    assert await quantum.redeem((OfferedKey("etsi-qkd-014", 32, "b"),)) is Reason.KME_TIMEOUT
+    assert (
+        await quantum_side(None).redeem((OfferedKey("file", 32, "c"),)) is Reason.NO_KEY_SOURCE
+    )

@@ -3,9 +3,11 @@
 import datetime as dt
 import os
 import stat
+import types
 
 import pytest
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 
@@ -155,6 +157,33 @@ def test_a_directory_that_cannot_be_made_is_an_error_of_ours(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PkiError, match="cannot write"):
         init_pki(tmp_path / "file" / "pki")
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    calls = []
+
+    def fchmod(descriptor, mode):
+        calls.append(descriptor)
+        if len(calls) == 4:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fchmod", fchmod)
+    with pytest.raises(PkiError, match="No space left on device"):
+        init_pki(tmp_path / "pki")
+    assert [path for path in (tmp_path / "pki").rglob("*") if path.is_file()] == []
+
+
+def test_an_openssl_without_ml_dsa_is_an_error_with_a_hint(tmp_path, monkeypatch):
+    def generate():
+        raise UnsupportedAlgorithm("ML-DSA-65 is not supported")
+
+    monkeypatch.setattr(
+        "qproxy.pki.mldsa.MLDSA65PrivateKey", types.SimpleNamespace(generate=generate)
+    )
+    with pytest.raises(PkiError, match="has no ml-dsa-65") as caught:
+        init_pki(tmp_path / "pki", algorithm=KeyAlgorithm.ML_DSA_65)
+    assert "ecdsa-p256" in caught.value.hint
+    assert not (tmp_path / "pki").exists()
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ class RekeyConfig:
 
     Attributes:
         interval_s: Age of the epoch.
-        bytes: Application bytes in one direction under one key.
+        bytes: Application bytes, both ways together, in one epoch.
         records: Records in one direction under one key. AES-GCM allows 2^24.5 (RFC 9846 §5.5).
         max_age_s: Age at which a tunnel that could not rekey is closed, by either end.
     """
@@ -150,8 +150,8 @@ class PeerConfig:
         kem: ML-KEM parameter set of each epoch.
         aead: What protects the records.
         psk_file: File of a 32-byte pre-shared key as 64 hexadecimal digits, or None.
-        pinned_certificate: PEM file; the peer's leaf must be this one instead of the name
-            check, or None.
+        pinned_certificate: PEM file; the peer's leaf must be this one, besides the checks of
+            its chain and its name, or None.
         rekey: When the next epoch starts.
         epoch_timeout_s: How long the tunnel client waits for the answer to an offer; longer
             than the server's `kme_timeout_s`.

@@ -74,6 +74,7 @@ class EpochDriver:
         self._failures = 0
         self._committed_at = trio.current_time()
         self._told: Reason | None = None
+        self._decision: Decision | None = None
 
     def epoch_due(self, reason: Reason) -> None:
         """The core, or a change of the link, wants an epoch."""
@@ -108,6 +109,26 @@ class EpochDriver:
             self._quantum.key_failed(event.reason)
         self._failures += 1
         self.epoch_due(self._offered_wish)
+
+    @property
+    def waits_for(self) -> Reason | None:
+        """What keeps a wanted epoch from being offered, or None: the running one goes on."""
+        decision = self._decision
+        if self._wish is None or decision is None or decision.action is not Action.WAIT:
+            return None
+        return decision.reason
+
+    @property
+    def economy(self) -> bool:
+        """Whether the running hybrid epoch is stretched because keys are short."""
+        return self.waits_for is Reason.KEYS_EXHAUSTED and self._mode is Mode.HYBRID
+
+    @property
+    def rekey_interval_s(self) -> float:
+        """How long the running epoch may last before the next is offered, in seconds."""
+        if self.economy and self._decision is not None:
+            return self._decision.rekey_interval_s
+        return self._quantum.policy.rekey_interval_s
 
     async def run(self) -> None:
         """Answer wishes until cancelled."""
@@ -153,6 +174,7 @@ class EpochDriver:
         await self._pace()
         wish = self._wish or Reason.LINK_CHANGE
         decision = self._quantum.policy.decide(self._situation(wish))
+        self._decision = decision
         if decision.action is Action.OFFER and decision.mode is not None:
             if self._is_pointless(wish, decision):
                 self._wish = self._rejected = None

@@ -199,10 +199,9 @@ class Gateway:
         return self._config.tunnel.max_tunnels
 
     def _find_peer(self, names: frozenset[str]) -> TunnelSettings | None:
-        for name, peer in self.peers.items():
-            if name in names:
-                return peer.settings
-        return None
+        found = [peer for name, peer in self.peers.items() if name in names]
+        # A certificate that speaks for two peers speaks for neither.
+        return found[0].settings if len(found) == 1 else None
 
     def _build_peer(self, name: str) -> Peer:
         config = self._config.peers[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 from OpenSSL import SSL
@@ -17,6 +17,7 @@ from qproxy.modes import Mode
 from qproxy.net.endpoint import ConnectionLost
 from qproxy.net.listen import open_connection
 from qproxy.quantum.health import LinkChange
+from qproxy.runtime.counters import Tally
 from qproxy.runtime.epoch_driver import EpochDriver
 from qproxy.runtime.qkd import QuantumSide
 from qproxy.runtime.services import Services
@@ -31,6 +32,7 @@ from qproxy.tunnel.events import (
     HandshakeCompleted,
     KeysNeeded,
     PolicyAgreed,
+    RoundTrip,
     StreamRequested,
     TunnelClosed,
     TunnelEstablished,
@@ -58,6 +60,10 @@ class PeerTotals:
         streams: streams of tunnels that have ended.
         bytes_sent: application bytes of tunnels that have ended.
         bytes_received: the same, received.
+        not_connected: attempts to dial that got no TCP connection.
+        tunnels_closed: tunnels that are over, established or not, by local cause.
+        epoch_failures: attempts at an epoch that came to nothing, by the mode attempted.
+        mode_changes: first epochs and changes of a tunnel's mode, by the mode from then on.
     """
 
     tunnels: int = 0
@@ -67,6 +73,10 @@ class PeerTotals:
     streams: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
+    not_connected: Tally[Reason] = field(default_factory=Tally)
+    tunnels_closed: Tally[Reason] = field(default_factory=Tally)
+    epoch_failures: Tally[tuple[Mode, Reason]] = field(default_factory=Tally)
+    mode_changes: Tally[tuple[Mode, Reason]] = field(default_factory=Tally)
 
 
 class Peer:
@@ -76,7 +86,7 @@ class Peer:
         config: its configuration.
         settings: what the core needs for its tunnels.
         tunnels: established tunnels, whoever dialled.
-        totals: counters for the log.
+        totals: counters for the log and the admin side.
     """
 
     def __init__(
@@ -103,7 +113,6 @@ class Peer:
         self._services = services
         self._log = log.bind(peer=config.name)
         self._drivers: dict[Tunnel, EpochDriver] = {}
-        self._modes: dict[Tunnel, Mode] = {}
         self._available = trio.Event()
         self._draining = False
         self._nursery: trio.Nursery | None = None
@@ -146,6 +155,10 @@ class Peer:
         for tunnel in list(self.tunnels):
             tunnel.end(Reason.SHUTDOWN)
 
+    def epoch_driver(self, tunnel: Tunnel) -> EpochDriver | None:
+        """What starts a tunnel's epochs; None for one that the peer dialled."""
+        return self._drivers.get(tunnel)
+
     @property
     def streams(self) -> int:
         """Streams in progress."""
@@ -175,9 +188,12 @@ class Peer:
                 if driver is not None:
                     driver.on_failed(event)
             case HandshakeCompleted():
+                tunnel.facts.tls_group, tunnel.facts.tls_cipher = event.group, event.cipher
                 self._log.debug("peer_authenticated", group=event.group, cipher=event.cipher)
             case PolicyAgreed(local, peer, effective):
                 self._log_policy(local, peer, effective)
+            case RoundTrip():
+                tunnel.facts.round_trip_s = tunnel.connection.session.round_trip_s
             case TunnelEstablished():
                 self._on_established(tunnel)
             case GoAwayReceived(reason):
@@ -207,6 +223,7 @@ class Peer:
         try:
             sock = await open_connection(address, timeout_s)
         except ConnectionLost as error:
+            self.totals.not_connected.add(error.reason, trio.current_time())
             self._log.warning(
                 "tunnel_not_connected", address=str(address), reason=error.reason, detail=str(error)
             )
@@ -233,7 +250,7 @@ class Peer:
             self._log.unexpected("tunnel_failed", error)
         finally:
             self._drivers.pop(tunnel, None)
-            self._forget(tunnel)
+            self.forget(tunnel)
 
     # Inside.
 
@@ -261,6 +278,7 @@ class Peer:
 
     def _on_established(self, tunnel: Tunnel) -> None:
         self.totals.tunnels += 1
+        tunnel.facts.established_at = trio.current_time()
         self.tunnels.append(tunnel)
         self._available.set()
         self._available = trio.Event()
@@ -268,7 +286,7 @@ class Peer:
         self._log.info(
             "tunnel_up",
             role=connection.role,
-            mode=self._modes.get(tunnel),
+            mode=tunnel.facts.mode,
             policy=connection.effective_policy,
             kem=self.settings.kem,
             kem_provider=self._kem.name,
@@ -281,8 +299,10 @@ class Peer:
         else:
             self.totals.classical_epochs += 1
         self.totals.qkd_keys += len(event.key_ids)
-        before = self._modes.get(tunnel)
-        self._modes[tunnel] = event.mode
+        facts, now = tunnel.facts, trio.current_time()
+        before, facts.mode, facts.committed_at = facts.mode, event.mode, now
+        if event.key_ids:
+            facts.simulated = self.quantum.simulated
         fields = {
             "epoch": event.epoch,
             "mode": event.mode,
@@ -294,10 +314,13 @@ class Peer:
         }
         self._log.debug("epoch_committed", **fields)
         if before is not event.mode:
+            facts.mode_reason, facts.mode_at = event.reason, now
+            self.totals.mode_changes.add((event.mode, event.reason), now)
             write = self._log.info if event.mode is Mode.HYBRID else self._log.warning
             write("mode_changed", was=before, chained_qkd=event.qkd_ever, **fields)
 
     def _on_failed(self, tunnel: Tunnel, event: EpochFailed) -> None:
+        self.totals.epoch_failures.add((event.mode, event.reason), trio.current_time())
         self._log.warning(
             "epoch_failed",
             epoch=event.epoch,
@@ -317,9 +340,7 @@ class Peer:
 
     def _on_closed(self, tunnel: Tunnel, event: TunnelClosed) -> None:
         session = tunnel.connection.session
-        self.totals.streams += session.streams_opened
-        self.totals.bytes_sent += session.bytes_sent
-        self.totals.bytes_received += session.bytes_received
+        self.totals.tunnels_closed.add(event.reason, trio.current_time())
         write = self._log.info if event.clean else self._log.warning
         write(
             "tunnel_closed",
@@ -332,9 +353,13 @@ class Peer:
             bytes_sent=session.bytes_sent,
             bytes_received=session.bytes_received,
         )
-        self._forget(tunnel)
+        self.forget(tunnel)
 
-    def _forget(self, tunnel: Tunnel) -> None:
-        self._modes.pop(tunnel, None)
+    def forget(self, tunnel: Tunnel) -> None:
+        """A tunnel is over, however it came to that: its counts go into the totals, once."""
         if tunnel in self.tunnels:
             self.tunnels.remove(tunnel)
+            session = tunnel.connection.session
+            self.totals.streams += session.streams_opened
+            self.totals.bytes_sent += session.bytes_sent
+            self.totals.bytes_received += session.bytes_received

@@ -18,6 +18,7 @@ import trio
 
 from qproxy.errors import Reason, RemoteProtocolError
 from qproxy.net.endpoint import Endpoint
+from qproxy.runtime.counters import TunnelFacts
 from qproxy.runtime.relay import Relay
 from qproxy.tunnel.connection import Connection
 from qproxy.tunnel.events import (
@@ -63,6 +64,7 @@ class Tunnel:
         close_detail: more about it, for the log.
         draining: takes no new streams.
         relays: streams in progress, by ID.
+        facts: what its owner learned about it, for the admin side.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Tunnel:
         self.close_detail = ""
         self.draining = False
         self.relays: dict[int, Relay] = {}
+        self.facts = TunnelFacts()
         self._sock = sock
         self._owner = owner
         self._nursery: trio.Nursery | None = None

@@ -194,7 +194,6 @@ class Connection:
         """
         if self.closed:
             return
-        self._timers.heard(now)
         self._splitter.advance(count)
         self._guard(lambda: self._process(now), now)
 
@@ -431,6 +430,8 @@ class Connection:
             record = self._splitter.next_record()
             if record is None:
                 return
+            # Only whole records count as life: bytes that drip in prove nothing.
+            self._timers.heard(now)
             if self._opener is None:
                 self._on_tls_record(record, now)
             else:

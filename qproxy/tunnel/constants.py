@@ -19,13 +19,14 @@ INITIAL_SESSION_CREDIT_BYTES = 8 * 1024 * 1024
 MAX_EPOCH_MESSAGE_BYTES = 8 * 1024
 #: QKD keys one OFFER may name.
 MAX_KEYS_PER_OFFER = 8
-#: Attempts at one epoch before the tunnel ends.
+#: Attempts at one epoch: the client makes no more, and the server takes none.
 MAX_ATTEMPTS_PER_EPOCH = 1 << 15
 #: Epochs of one tunnel: at one a second, 136 years.
 MAX_EPOCH = 0xFFFF_FFFF
 
 #: Records the client may still read under the old key after it has verified ACCEPT: what the
-#: server has under way until CONFIRM reaches it (a round trip) and its own switch.
+#: server has under way until CONFIRM reaches it (a round trip). Its switch must be among them,
+#: but for the last.
 MAX_RECORDS_BEFORE_SERVER_SWITCH = 1 << 20
 #: The client's switch is the very next record after CONFIRM.
 MAX_RECORDS_BEFORE_CLIENT_SWITCH = 1

@@ -10,7 +10,7 @@ from qproxy.crypto.schedule import PendingEpoch, wipe
 from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError
 from qproxy.keys import MAX_KEY_ID_BYTES, MAX_QKD_KEY_BYTES, MIN_QKD_KEY_BYTES, QkdKey
 from qproxy.modes import Mode, Policy
-from qproxy.tunnel.constants import MAX_ATTEMPTS_PER_EPOCH, MAX_KEYS_PER_OFFER
+from qproxy.tunnel.constants import MAX_ATTEMPTS_PER_EPOCH, MAX_EPOCH, MAX_KEYS_PER_OFFER
 from qproxy.tunnel.epochs import Attempt, Committed, EpochExchange, wipe_keys
 from qproxy.tunnel.events import EpochFailed
 from qproxy.tunnel.messages import (
@@ -57,7 +57,6 @@ class ClientEpochs(EpochExchange):
                 the mode, or the keys do not fit it.
         """
         self._check_start(mode, keys)
-        self._check_epoch_number()
         self._attempts += 1
         self._keys = list(keys)
         self._key_pair = self._kem.generate(self.settings.kem)
@@ -157,8 +156,10 @@ class ClientEpochs(EpochExchange):
     def _check_start(self, mode: Mode, keys: Sequence[QkdKey]) -> None:
         if self.state is not ClientEpochState.IDLE:
             raise LocalProtocolError(Reason.UNEXPECTED_MESSAGE, f"an epoch is {self.state.value}")
-        if self._attempts >= MAX_ATTEMPTS_PER_EPOCH:
-            raise LocalProtocolError(Reason.EPOCH_LIMIT, "too many attempts at one epoch")
+        if self._attempts >= MAX_ATTEMPTS_PER_EPOCH or self.chain.epoch >= MAX_EPOCH:
+            raise LocalProtocolError(Reason.EPOCH_LIMIT, "attempts or epoch numbers are used up")
+        if self.chain.epoch >= MAX_EPOCH:
+            raise LocalProtocolError(Reason.EPOCH_LIMIT, "epoch numbers are used up")
         if mode is Mode.CLASSICAL_ONLY and self.effective_policy is Policy.REQUIRE:
             raise LocalProtocolError(Reason.POLICY_REQUIRE, "policy forbids classical-only")
         if (mode is Mode.HYBRID) != bool(keys) or len(keys) > MAX_KEYS_PER_OFFER:

@@ -10,6 +10,7 @@ from qproxy.crypto.schedule import PendingEpoch, wipe
 from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError
 from qproxy.keys import QkdKey
 from qproxy.modes import Mode, Policy, stricter
+from qproxy.tunnel.constants import MAX_ATTEMPTS_PER_EPOCH, MAX_EPOCH
 from qproxy.tunnel.epochs import Attempt, Committed, EpochExchange, wipe_keys
 from qproxy.tunnel.events import EpochFailed, KeysNeeded
 from qproxy.tunnel.messages import (
@@ -55,7 +56,6 @@ class ServerEpochs(EpochExchange):
             RemoteProtocolError: the OFFER does not belong here (rules R6, R9, R10).
         """
         self._move(EpochEvent.OFFER)
-        self._check_epoch_number()
         self._check_place(offer)
         self._check_binding(offer)
         self._attempts = offer.attempt
@@ -182,6 +182,8 @@ class ServerEpochs(EpochExchange):
                 f"OFFER {offer.epoch}/{offer.attempt}, "
                 f"expected {self.chain.epoch}/{self._attempts + 1}",
             )
+        if self.chain.epoch >= MAX_EPOCH or offer.attempt > MAX_ATTEMPTS_PER_EPOCH:
+            raise RemoteProtocolError(Reason.EPOCH_LIMIT, "attempts or epoch numbers are used up")
         if offer.history != self._next_attempt_history():
             raise RemoteProtocolError(
                 Reason.HISTORY_MISMATCH, "the ends disagree on this epoch's earlier attempts"

@@ -15,7 +15,6 @@ from qproxy.crypto.schedule import ChainKey, PendingEpoch, history_hash, wipe
 from qproxy.errors import Reason, RemoteProtocolError
 from qproxy.keys import QkdKey
 from qproxy.modes import Aead, KemAlgorithm, Mode, Policy, stricter
-from qproxy.tunnel.constants import MAX_EPOCH
 from qproxy.tunnel.events import EpochCommitted, Event, PolicyAgreed
 from qproxy.tunnel.messages import Binding
 from qproxy.tunnel.settings import Role, TunnelSettings
@@ -206,7 +205,3 @@ class EpochExchange:
                 f"{what} for epoch {epoch}, attempt {attempt}, which was not offered",
             )
         return (epoch, attempt) < current
-
-    def _check_epoch_number(self) -> None:
-        if self.chain.epoch >= MAX_EPOCH:
-            raise RemoteProtocolError(Reason.EPOCH_LIMIT, "epoch numbers are used up")

@@ -126,8 +126,8 @@ class Session:
     def half_close(self, stream_id: int, now: float) -> None:
         """Send HALF_CLOSE: this end sends no more on the stream."""
         stream = self.streams.require(stream_id)
-        if not stream.sending:
-            raise LocalProtocolError(Reason.UNEXPECTED_MESSAGE, f"stream {stream_id}: closed twice")
+        if stream.state is StreamState.REQUESTED or not stream.sending:
+            raise LocalProtocolError(Reason.UNEXPECTED_MESSAGE, f"stream {stream_id} cannot send")
         stream.sending = False
         self._writer.add_frame(FrameType.HALF_CLOSE, stream_id)
         self._remove_if_done(stream, now)

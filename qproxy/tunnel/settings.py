@@ -46,7 +46,8 @@ class TunnelSettings:
         rekey_records: client: records in one direction after which a new epoch is due.
         max_epoch_age_s: both: age at which the tunnel ends for want of a new epoch; 0 for never.
         max_epoch_bytes: both: the same in bytes.
-        max_epoch_records: both: the same in records.
+        max_epoch_records: both: the same in records in one direction. The key's own limit, less
+            what an orderly end needs, holds whatever stands here.
         ping_interval_s: how often a PING is sent.
         peer_timeout_s: silence after which the peer is taken for dead.
         max_streams: streams one end may have open at once that the other opened.

@@ -64,7 +64,7 @@ class Timers:
         self._settings = settings
 
     def heard(self, now: float) -> None:
-        """Bytes came from the peer."""
+        """A whole record came from the peer."""
         self._heard_at = now
 
     # Epochs.

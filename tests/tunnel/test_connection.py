@@ -190,3 +190,29 @@ def test_streams_need_an_established_tunnel() -> None:
     pair = make_pair()
     with pytest.raises(LocalProtocolError):
         pair.client.open_stream("web", now=pair.now)
+
+
+def test_a_stream_that_was_not_answered_cannot_be_half_closed() -> None:
+    pair = established()
+    stream_id = pair.client.open_stream("web", now=pair.now)
+    pair.pump()
+    with pytest.raises(LocalProtocolError):
+        pair.server.half_close(stream_id, pair.now)
+    pair.server.accept_stream(stream_id)
+    pair.server.half_close(stream_id, pair.now)
+    pair.pump()
+    assert pair.last(Role.CLIENT, StreamHalfClosed).stream_id == stream_id
+
+
+def test_bytes_that_drip_in_are_no_sign_of_life() -> None:
+    pair = established()
+    pair.client.session.going_away = True  # neither rekeys nor streams disturb the clock
+    drip = b"\x17\x03\x03\x40\x00" + bytes(2000)
+    for byte in drip:
+        pair.now += 1.0
+        pair.server.receive_data(bytes([byte]), pair.now)
+        pair.server.handle_timeout(pair.now)
+        if pair.server.closed:
+            break
+    pair.collect(Role.SERVER)
+    assert pair.last(Role.SERVER, TunnelClosed).reason is Reason.PEER_SILENT

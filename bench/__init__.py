@@ -1,0 +1,26 @@
+"""Benchmarks of qproxy beside what would be used in its place, on the same work in one run.
+
+    python -m bench                     lists the benchmarks
+    python -m bench throughput          runs one; a Markdown table on stdout, JSON in bench/results/
+
+How a run is made, and why:
+
+* Only ratios from one run mean anything, so every run measures all peers, in rounds: A B C, A B C,
+  and so on. A ratio is taken within a round, between neighbours in time; the result is the median
+  of the rounds' ratios with the smallest and the largest beside it.
+* A pair of proxies is started afresh in each round and ended after it. Nothing else of ours runs
+  beside the one that is measured, and the spread holds what differs from start to start.
+* Every row does the same work through the same load generator: separate processes for source and
+  sink, blocking sockets, one buffer used again and again.
+* Before a pair is timed it has moved random bytes both ways whose hashes agree.
+
+====================  ============================================================================
+:mod:`bench.pairs`    one class per kind of proxy: how to configure, start and ask it its version
+:mod:`bench.load`     the load generator: a program of its own, run twice
+:mod:`bench.children` processes: started, waited for with a deadline, ended by process ID
+:mod:`bench.rounds`   one pair up and running with its load generators; interleaved rounds
+:mod:`bench.stats`    medians, spread, ratios, and whether a ratio means anything
+:mod:`bench.record`   what a run leaves behind, as JSON
+:mod:`bench.report`   the record as Markdown
+====================  ============================================================================
+"""

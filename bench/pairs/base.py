@@ -1,0 +1,238 @@
+"""What every pair of proxies has in common.
+
+To add one: a module with a subclass of :class:`ProxyPair` that writes two configurations and gives
+two command lines, and its place in ``bench/pairs/__init__.py``. Near is the proxy that clients
+connect to in plain TCP; far is the one that connects to the service; between them TLS 1.3 with
+AES-256-GCM, where each checks the other's certificate and name.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import enum
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.children import Child, children, free_ports, wait_until
+
+#: Names of the near and the far proxy, and of their files under the PKI directory.
+NEAR_NAME = "gw-a"
+FAR_NAME = "gw-b"
+#: The only cipher suite peers are allowed.
+CIPHER_SUITE = "TLS_AES_256_GCM_SHA384"
+#: Buffer per direction, in bytes, where a peer lets it be set: what qproxy reads at once.
+BUFFER_BYTES = 256 * 1024
+#: Where Debian puts servers; not on everybody's PATH.
+_SERVER_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/sbin")
+_VERSION_TIMEOUT_S = 10.0
+
+
+class Kind(enum.StrEnum):
+    """What a row of a table is for."""
+
+    SUBJECT = "subject"  # what the benchmark is about: qproxy
+    PEER = "peer"  # what would be used in its place
+    LIMIT = "limit"  # what no proxy can beat
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where one pair runs, once.
+
+    Attributes:
+        directory: for its files; empty, its own.
+        pki: certificates, as ``qproxy pki init`` makes them.
+        service_port: where the service listens on 127.0.0.1.
+        entry_port: where clients shall connect.
+        tunnel_port: where the far proxy shall listen for the near one.
+        helper_ports: for what else a pair needs.
+    """
+
+    directory: Path
+    pki: Path
+    service_port: int
+    entry_port: int
+    tunnel_port: int
+    helper_ports: tuple[int, ...]
+
+    @classmethod
+    def make(cls, directory: Path, pki: Path, service_port: int) -> Site:
+        """A site with free ports."""
+        directory.mkdir(parents=True)
+        entry, tunnel, *helpers = free_ports(6)
+        return cls(directory, pki, service_port, entry, tunnel, tuple(helpers))
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a configuration file."""
+        path = self.directory / name
+        path.write_text(text)
+        return path
+
+
+@dataclass(slots=True)
+class Running:
+    """A pair at work.
+
+    Attributes:
+        port: where clients connect.
+        proxies: near and far, by those words; their CPU time counts.
+        helpers: other processes of the pair, which do not.
+        facts: what the pair turned out to do: mode, cipher, epochs.
+    """
+
+    port: int
+    proxies: dict[str, Child] = field(default_factory=dict)
+    helpers: list[Child] = field(default_factory=list)
+    facts: dict[str, str | int] = field(default_factory=dict)
+
+    @property
+    def processes(self) -> list[Child]:
+        """All of them."""
+        return [*self.helpers, *self.proxies.values()]
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """User and system time of each proxy so far, in seconds."""
+        return {role: child.cpu_seconds() for role, child in self.proxies.items()}
+
+
+class ProxyPair(abc.ABC):
+    """One kind of proxy, one way to configure it. Holds nothing of a run.
+
+    Attributes:
+        name: the row's name.
+        kind: what the row is for.
+        program: executable, looked for on PATH and where servers lie.
+    """
+
+    name: str
+    kind: Kind = Kind.PEER
+    program: str = ""
+
+    def missing(self) -> str | None:
+        """Why this pair cannot run here, or None."""
+        if self.program and self.executable() is None:
+            return f"{self.program} is not installed"
+        return None
+
+    @abc.abstractmethod
+    def version(self) -> str:
+        """The program's version and its TLS library's, in one line."""
+
+    def parameters(self) -> dict[str, str | int]:
+        """What was set that has an influence on the result."""
+        return {"cipher_suite": CIPHER_SUITE}
+
+    @abc.abstractmethod
+    def far_command(self, site: Site) -> Sequence[str]:
+        """Write the far proxy's configuration; how to start it in the foreground."""
+
+    @abc.abstractmethod
+    def near_command(self, site: Site) -> Sequence[str]:
+        """Write the near proxy's configuration; how to start it in the foreground."""
+
+    def helper_commands(self, site: Site) -> Sequence[Sequence[str]]:
+        """What has to run before the proxies."""
+        del site
+        return ()
+
+    def await_tunnel(self, site: Site, running: Running) -> None:
+        """Wait until the proxies are ready for each other; a connection is tried afterwards.
+
+        Raises:
+            BenchError: they do not get ready.
+        """
+        wait_until(lambda: listens(site.tunnel_port), f"{self.name} (far)", running.processes)
+        wait_until(lambda: listens(site.entry_port), f"{self.name} (near)", running.processes)
+        running.facts |= negotiated(site)
+
+    def facts_at_end(self, running: Running) -> dict[str, str | int]:
+        """What is only known once the processes have ended."""
+        del running
+        return {}
+
+    @contextlib.contextmanager
+    def running(self, site: Site) -> Iterator[Running]:
+        """Start the pair, wait until it is ready, end it. Raises BenchError."""
+        running = Running(site.entry_port)
+        with children() as started:
+
+            def start(role: str, command: Sequence[str]) -> Child:
+                log = site.directory / f"{role}.log"
+                child = Child(f"{self.name} ({role})", command, log)
+                started.append(child)
+                return child
+
+            for index, command in enumerate(self.helper_commands(site)):
+                running.helpers.append(start(f"helper{index}", command))
+            running.proxies["far"] = start("far", self.far_command(site))
+            running.proxies["near"] = start("near", self.near_command(site))
+            self.await_tunnel(site, running)
+            yield running
+            for child in running.processes:
+                child.check()
+        running.facts |= self.facts_at_end(running)
+
+    def executable(self) -> str | None:
+        """The program's path, or None."""
+        path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SERVER_DIRECTORIES])
+        return shutil.which(self.program, path=path)
+
+    def require_executable(self) -> str:
+        """The program's path; :meth:`missing` was asked before."""
+        return self.executable() or self.program
+
+
+def listens(port: int) -> bool:
+    """Whether somebody takes connections at a port of 127.0.0.1."""
+    try:
+        socket.create_connection(("127.0.0.1", port), 1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def negotiated(site: Site) -> dict[str, str | int]:
+    """Protocol and cipher suite that the far proxy agrees on with the near one's certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(site.pki / "ca.pem")
+    context.load_cert_chain(site.pki / f"{NEAR_NAME}.pem", site.pki / f"{NEAR_NAME}.key")
+    with (
+        socket.create_connection(("127.0.0.1", site.tunnel_port), 5.0) as sock,
+        context.wrap_socket(sock, server_hostname=FAR_NAME) as tls,
+    ):
+        cipher = tls.cipher()
+        return {"tls": tls.version() or "none", "cipher": cipher[0] if cipher else "none"}
+
+
+def output_of(*command: str) -> str:
+    """What a command that only tells something prints, on both streams; "" where it fails."""
+    try:
+        result = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_VERSION_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout + result.stderr
+
+
+def combined_pem(site: Site, name: str) -> Path:
+    """A file with the certificate and its key, as some programs want it."""
+    path = site.directory / f"{name}-both.pem"
+    path.touch(mode=0o600)
+    path.write_bytes(
+        (site.pki / f"{name}.pem").read_bytes() + (site.pki / f"{name}.key").read_bytes()
+    )
+    return path

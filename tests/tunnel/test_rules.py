@@ -454,7 +454,7 @@ def test_r06_aborts_at_rest(abort: Abort, fatal: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"attempt": 2}, {"epoch": 1}, {"epoch": 3}, {"attempt": 65_535}], ids=str
+    "change", [{"attempt": 2}, {"epoch": 1}, {"epoch": 3}, {"attempt": 1 << 15}], ids=str
 )
 def test_r06_an_offer_out_of_turn_is_fatal(change: dict[str, int]) -> None:
     pair = established()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import trio
@@ -28,8 +30,22 @@ def kme_sim_command(options: argparse.Namespace) -> ExitCode:
     configure_logging(config.log)
     from qproxy.sim.server import run_kme_sim  # noqa: PLC0415 - not before the file is right
 
-    trio.run(partial(run_kme_sim, config))
+    trio.run(_until_sigterm, partial(run_kme_sim, config))
     return ExitCode.DONE
+
+
+async def _until_sigterm(main: Callable[[], Awaitable[None]]) -> None:
+    """Run something that has nothing to drain until it ends or SIGTERM comes."""
+
+    async def run_and_stop() -> None:
+        await main()
+        nursery.cancel_scope.cancel()
+
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_and_stop)
+            async for _ in signals:
+                nursery.cancel_scope.cancel()
 
 
 def demo_command(options: argparse.Namespace) -> int:

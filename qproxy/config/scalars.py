@@ -340,12 +340,12 @@ def load_psk(path: Path) -> bytearray:
         if match is None or length == MAX_PSK_FILE_BYTES:
             got = f"{length} bytes that are something else"
             raise ConfigError(f"{expected}, got {got}", file=path, hint=hint)
-        if not match.group(1).strip(b"0"):
-            raise ConfigError(
-                "the pre-shared key is all zeros, which is the same as none", file=path, hint=hint
-            )
         start = match.start(1)
-        return bytearray(int(data[i : i + 2], 16) for i in range(start, start + 64, 2))
+        psk = bytearray(int(data[i : i + 2], 16) for i in range(start, start + 64, 2))
+        if not any(psk):
+            got = "only zeros, which is the same as no key"
+            raise ConfigError(f"{expected}, got {got}", file=path, hint=hint)
+        return psk
     finally:
         data[:] = bytes(len(data))
 

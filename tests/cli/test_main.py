@@ -1,6 +1,7 @@
 """The command line: exit codes, what is said where, and what is never said."""
 
 import datetime as dt
+import signal
 import subprocess
 import sys
 import types
@@ -192,6 +193,31 @@ def test_kme_sim_hands_the_configuration_to_the_simulator(room, monkeypatch):
     fake_module(monkeypatch, "qproxy.sim.server", run_kme_sim=run_kme_sim)
     assert main(["kme-sim", str(room / "sim.yaml")]) == 0
     assert isinstance(seen[0], KmeSimConfig)
+
+
+def test_kme_sim_ends_by_sigterm_with_0(room, monkeypatch):
+    ended = []
+
+    async def run_kme_sim(config, *, task_status=trio.TASK_STATUS_IGNORED):
+        signal.raise_signal(signal.SIGTERM)
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.append(config)
+
+    fake_module(monkeypatch, "qproxy.sim.server", run_kme_sim=run_kme_sim)
+    assert main(["kme-sim", str(room / "sim.yaml")]) == 0
+    assert len(ended) == 1
+
+
+def test_kme_sim_that_fails_is_1(room, monkeypatch, capsys):
+    async def run_kme_sim(config, *, task_status=trio.TASK_STATUS_IGNORED):
+        await trio.lowlevel.checkpoint()
+        raise OSError(98, "Address already in use")
+
+    fake_module(monkeypatch, "qproxy.sim.server", run_kme_sim=run_kme_sim)
+    assert main(["kme-sim", str(room / "sim.yaml")]) == 1
+    assert capsys.readouterr().err == "error: [Errno 98] Address already in use\n"
 
 
 def test_demo_gets_its_flags_and_gives_its_result(monkeypatch, tmp_path):

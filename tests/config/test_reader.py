@@ -374,6 +374,13 @@ def test_one_fault_gives_one_error(room, text, line, key, message, hint):
         assert secret not in (error.hint or "")
 
 
+def test_a_psk_of_zeros_is_no_key(room):
+    (room / "zeros").write_text("0" * 64)
+    (error,) = faults(room, changed(PEER, PEER + "    psk_file: zeros\n"))
+    assert error.key == "peers.gw-b.psk_file"
+    assert "got only zeros, which is the same as no key" in error.message
+
+
 def test_all_faults_come_at_once_in_the_order_of_the_file(room):
     errors = faults(
         room,

@@ -16,6 +16,7 @@ from qproxy.errors import LocalProtocolError, Reason
 from qproxy.log import Logger
 from qproxy.net.endpoint import ConnectionLost, Endpoint, TcpEndpoint, TlsEndpoint
 from qproxy.net.listen import accept, open_listeners
+from qproxy.runtime.counters import ListenerCounters
 from qproxy.runtime.peer import Peer
 from qproxy.tls.context import ClientAuth, server_context
 from qproxy.tls.identity import TlsIdentity, TrustStore
@@ -35,12 +36,14 @@ class Listener:
     Attributes:
         config: its configuration.
         sockets: the open listening sockets.
+        counters: what applications did here.
     """
 
     def __init__(self, config: ListenerConfig, peer: Peer, log: Logger) -> None:
         """Load what the listener needs. Raises ConfigError."""
         self.config = config
         self.sockets: list[socket.socket] = []
+        self.counters = ListenerCounters()
         self._peer = peer
         self._log = log.bind(listener=config.name)
         self._slots = trio.Semaphore(config.max_connections)
@@ -88,10 +91,13 @@ class Listener:
         try:
             self._slots.acquire_nowait()
         except trio.WouldBlock:
+            self.counters.full += 1
             self._log.warning("listener_full", limit=self.config.max_connections)
             await self._slots.acquire()
 
     async def _serve(self, sock: socket.socket) -> None:
+        self.counters.accepted += 1
+        self.counters.open += 1
         try:
             endpoint = await self._endpoint(sock)
             if endpoint is not None:
@@ -99,9 +105,11 @@ class Listener:
         except ConnectionLost as error:
             self._log.debug("client_lost", reason=error.reason, detail=str(error))
         except Exception as error:  # a fault of ours costs this connection, never the gateway
+            self._refused(Reason.INTERNAL_ERROR)
             self._log.unexpected("connection_failed", error)
             sock.close()
         finally:
+            self.counters.open -= 1
             self._slots.release()
 
     async def _endpoint(self, sock: socket.socket) -> Endpoint | None:
@@ -112,6 +120,7 @@ class Listener:
             with trio.move_on_after(self.config.handshake_timeout_s) as timeout:
                 await endpoint.handshake()
         except ConnectionLost as error:
+            self._refused(error.reason)
             self._log.warning("client_refused", reason=error.reason, detail=str(error))
             endpoint.close()
             return None
@@ -119,17 +128,22 @@ class Listener:
             endpoint.abort()
             raise
         if timeout.cancelled_caught:
+            self._refused(Reason.HANDSHAKE_TIMEOUT)
             self._log.warning("client_refused", reason=Reason.HANDSHAKE_TIMEOUT)
             endpoint.abort()
             return None
         self._log.debug("client_tls", group=endpoint.group, version=endpoint.tls_version)
         return endpoint
 
+    def _refused(self, reason: Reason) -> None:
+        self.counters.refused.add(reason, trio.current_time())
+
     async def _relay(self, endpoint: Endpoint, sock: socket.socket) -> None:
         config = self.config
         try:
             tunnel = await self._peer.usable_tunnel()
             if tunnel is None:
+                self._refused(Reason.NO_TUNNEL)
                 self._log.warning("client_refused", reason=Reason.NO_TUNNEL, peer=config.peer)
                 endpoint.abort()
                 return
@@ -142,6 +156,7 @@ class Listener:
             )
         except (LocalProtocolError, OSError) as error:
             reason = getattr(error, "reason", Reason.CONNECTION_RESET)
+            self._refused(reason)
             self._log.warning("client_refused", reason=reason, peer=config.peer)
             endpoint.abort()
             return

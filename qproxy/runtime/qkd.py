@@ -22,6 +22,7 @@ from qproxy.quantum.health_settings import HealthSettings
 from qproxy.quantum.policy import ModePolicy
 from qproxy.quantum.spent import SpentIds
 from qproxy.quantum.stock import KeyStock, StockSettings
+from qproxy.runtime.counters import Tally
 from qproxy.sources.base import KeySource, SourceStatus
 from qproxy.tunnel.messages import OfferedKey
 
@@ -42,6 +43,9 @@ class QuantumSide:
         policy: what this end demands.
         simulated: the source says that its keys are simulated.
         redeemed: keys redeemed for tunnels that the peer dialled.
+        last_status: what the source last said of itself, or None.
+        failures: calls to the source that failed, by reason.
+        link_changes: changes of the link's state, by the state from then on.
     """
 
     def __init__(
@@ -67,6 +71,9 @@ class QuantumSide:
         self.source_kind = source_kind
         self.simulated = False
         self.redeemed = 0
+        self.last_status: SourceStatus | None = None
+        self.failures: Tally[Reason] = Tally()
+        self.link_changes: Tally[tuple[LinkState, Reason]] = Tally()
         self.health = LinkHealth(self._settings, now, random=random.random)
         self.stock = KeyStock(StockSettings(), SpentIds(), now)
         self.policy = ModePolicy(
@@ -82,6 +89,11 @@ class QuantumSide:
     def source_name(self) -> str:
         """The configured name of the source, for logs; empty without one."""
         return self._source.name if self._source is not None else ""
+
+    @property
+    def draws(self) -> bool:
+        """Whether this side keeps a stock: it dials. The other side redeems what was offered."""
+        return self._draws
 
     @property
     def rate_keys_per_s(self) -> float | None:
@@ -149,7 +161,9 @@ class QuantumSide:
             self._failed(Reason.KME_TIMEOUT, "no answer in time", drawing=False)
             return Reason.KME_TIMEOUT
         except KeySourceError as error:
-            if error.reason not in {Reason.KEY_NOT_FOUND, Reason.KEY_INVALID}:
+            if error.reason in {Reason.KEY_NOT_FOUND, Reason.KEY_INVALID}:
+                self.failures.add(error.reason, trio.current_time())
+            else:
                 self._failed(error.reason, str(error), drawing=False)
             return error.reason
         self._told(self.health.success(trio.current_time(), latency_s=None))
@@ -222,6 +236,7 @@ class QuantumSide:
     def _take_status(self, status: SourceStatus, began: float) -> None:
         now = trio.current_time()
         self.simulated = status.simulated
+        self.last_status = status
         size_bits = self._config.qkd_key_size_bits
         rate_bps = status.key_rate_bps
         self._rate = rate_bps / size_bits if rate_bps is not None else None
@@ -239,6 +254,7 @@ class QuantumSide:
 
     def _failed(self, reason: Reason, detail: str, *, drawing: bool) -> None:
         self._log.debug("kme_call_failed", source=self.source_name, reason=reason, detail=detail)
+        self.failures.add(reason, trio.current_time())
         change = self.health.failure(reason, trio.current_time(), drawing=drawing)
         self._told(change)
 
@@ -247,6 +263,7 @@ class QuantumSide:
             self._first_word.set()
         if change is None:
             return
+        self.link_changes.add((change.new, change.reason), change.now)
         write = self._log.warning if change.new is not LinkState.HEALTHY else self._log.info
         write(
             "link_state",

@@ -13,6 +13,7 @@ from qproxy.errors import ProtocolError, Reason
 from qproxy.log import Logger
 from qproxy.net.endpoint import ConnectionLost, Endpoint, TcpEndpoint, TlsEndpoint
 from qproxy.net.listen import open_connection
+from qproxy.runtime.counters import Tally
 from qproxy.runtime.relay import Relay
 from qproxy.runtime.tunnel import Tunnel
 from qproxy.tls.context import client_context
@@ -33,12 +34,21 @@ _TLS_REASONS = frozenset(
 
 
 class Service:
-    """One configured service, its TLS context and how many connections it has."""
+    """One configured service, its TLS context and how many connections it has.
+
+    Attributes:
+        config: its configuration.
+        connections: open now, or being opened.
+        opened: connections made since the start.
+        refused: streams refused, by reason.
+    """
 
     def __init__(self, config: ServiceConfig) -> None:
         """Load what the service needs. Raises ConfigError."""
         self.config = config
         self.connections = 0
+        self.opened = 0
+        self.refused: Tally[Reason] = Tally()
         self._context: SSL.Context | None = None
         self._server_name: str | None = None
         if config.tls is not None:
@@ -72,12 +82,22 @@ class Service:
 
 
 class Services:
-    """Answers the streams that peers open."""
+    """Answers the streams that peers open.
+
+    Attributes:
+        refused_unknown: streams refused because no such service is configured.
+    """
 
     def __init__(self, configs: Mapping[str, ServiceConfig], log: Logger) -> None:
         """Load every service. Raises ConfigError."""
         self._services = {name: Service(config) for name, config in configs.items()}
+        self.refused_unknown: Tally[Reason] = Tally()
         self._log = log
+
+    @property
+    def configured(self) -> Mapping[str, Service]:
+        """Every configured service by name."""
+        return self._services
 
     def answer(self, peer: str, tunnel: Tunnel, event: StreamRequested) -> None:
         """Refuse a stream at once, or connect to its service in a task of the tunnel's."""
@@ -117,6 +137,7 @@ class Services:
                 endpoint.abort()
                 tunnel.forget(event.stream_id)
                 return
+            service.opened += 1
             tunnel.tell_core(lambda core, _now: core.accept_stream(event.stream_id))
             self._log.debug(
                 "stream_opened",
@@ -136,6 +157,9 @@ class Services:
     def _refuse(
         self, peer: str, tunnel: Tunnel, event: StreamRequested, reason: Reason, detail: str
     ) -> None:
+        service = self._services.get(event.service)
+        refused = self.refused_unknown if service is None else service.refused
+        refused.add(reason, trio.current_time())
         self._log.warning(
             "stream_refused",
             peer=peer,

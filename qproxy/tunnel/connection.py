@@ -157,6 +157,11 @@ class Connection:
         return self._epochs.fresh_qkd_at
 
     @property
+    def qkd_deadline(self) -> float | None:
+        """When the tunnel ends unless a fresh QKD key comes; None where no end requires one."""
+        return self._epochs.qkd_deadline if self._epochs is not None else None
+
+    @property
     def epoch_exchange_idle(self) -> bool:
         """Client: whether ``start_epoch`` may be called now."""
         return (

@@ -93,6 +93,7 @@ class Reason(enum.StrEnum):
     SHUTDOWN = "shutdown"
     CLOSED = "closed"
     INTERNAL_ERROR = "internal_error"
+    REAUTH_OVERDUE = "reauth_overdue"
 
     @property
     def code(self) -> int:
@@ -175,6 +176,7 @@ WIRE_CODES: dict[Reason, int] = {
     Reason.SHUTDOWN: 66,
     Reason.CLOSED: 67,
     Reason.INTERNAL_ERROR: 68,
+    Reason.REAUTH_OVERDUE: 69,
 }
 _FROM_WIRE: dict[int, Reason] = {code: reason for reason, code in WIRE_CODES.items()}
 

@@ -28,9 +28,11 @@ from OpenSSL import SSL
 
 from qproxy.crypto.kem import KemProvider
 from qproxy.crypto.records import RecordOpener, RecordSealer
+from qproxy.crypto.schedule import EMPTY_TRANSCRIPT
 from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError, public_reason
 from qproxy.keys import QkdKey
 from qproxy.modes import Mode, Policy
+from qproxy.tunnel.announce import KeyReport, decode_announce, decode_report, encode_announce
 from qproxy.tunnel.codec import malformed
 from qproxy.tunnel.constants import (
     MAX_RECORDS_BEFORE_CLIENT_SWITCH,
@@ -41,9 +43,13 @@ from qproxy.tunnel.epoch_server import ServerEpochs
 from qproxy.tunnel.epochs import Committed, make_binding, wipe_keys
 from qproxy.tunnel.events import (
     EpochConfirmed,
+    EpochRequested,
     Event,
     GoAwayReceived,
     HandshakeCompleted,
+    KeysAnnounced,
+    KeysReported,
+    Reauthenticated,
     TunnelClosed,
     TunnelEstablished,
 )
@@ -57,14 +63,25 @@ from qproxy.tunnel.frames import (
     decode_epoch_number,
     decode_reason,
 )
-from qproxy.tunnel.messages import Abort, Accept, Confirm, Offer, Reject, decode_epoch_message
+from qproxy.tunnel.messages import (
+    NO_REAUTH,
+    REAUTH_ID_BYTES,
+    Abort,
+    Accept,
+    Confirm,
+    Offer,
+    OfferedKey,
+    Reject,
+    decode_epoch_message,
+)
+from qproxy.tunnel.reauth import InnerHandshake
 from qproxy.tunnel.records_in import RecordSplitter
 from qproxy.tunnel.records_out import MAX_OUTPUT_BYTES, RecordWriter
 from qproxy.tunnel.session import Session
 from qproxy.tunnel.settings import Role, TunnelSettings
 from qproxy.tunnel.states import ClientEpochState, Phase, ServerEpochState
 from qproxy.tunnel.timers import Timers
-from qproxy.tunnel.tls_phase import FindPeer, TlsPhase
+from qproxy.tunnel.tls_phase import AuthenticatedPeer, FindPeer, TlsPhase
 
 _DATA = int(FrameType.DATA)
 
@@ -110,6 +127,9 @@ class Connection:
         self._events: list[Event] = []
         self._splitter = RecordSplitter()
         self._writer = RecordWriter()
+        self._tls_context = tls_context
+        self._inner: InnerHandshake | None = None
+        self._last_reauth_id = NO_REAUTH
         self._tls: TlsPhase | None = TlsPhase(tls_context, role, settings, find_peer)
         self._epochs: ClientEpochs | ServerEpochs | None = None
         self._opener: RecordOpener | None = None
@@ -248,7 +268,10 @@ class Connection:
         """When to call :meth:`handle_timeout` at the latest, or None once closed."""
         if self.closed:
             return None
-        return self._timers.next(self.phase, self._epochs, busy=self._epoch_busy())
+        moment = self._timers.next(self.phase, self._epochs, busy=self._epoch_busy())
+        if self._inner is not None and self.phase is Phase.OPEN:
+            return min(moment, self._inner.deadline)
+        return moment
 
     def handle_timeout(self, now: float) -> None:
         """Do what is due. Never raises; a tunnel that must end says so by ``TunnelClosed``."""
@@ -271,6 +294,10 @@ class Connection:
             if reason is not None:
                 self._close(reason, clean=False)
                 return
+            if self._inner is not None and now >= self._inner.deadline:
+                self._close(Reason.HANDSHAKE_TIMEOUT, clean=False)
+                return
+            self._timers.check_reauthentication(now)
             self._timers.ping_if_due(self._random_bytes, now)
         if self._timers.idle_tick(now):
             self._splitter.shrink()
@@ -320,6 +347,47 @@ class Connection:
         if message is not None:
             self._send_epoch_message(message)
         self._take_epoch_events()
+
+    def announce_keys(self, keys: Sequence[OfferedKey]) -> None:
+        """Client: name keys that will be offered soon, at most 64 at a time."""
+        self._check_open()
+        self._writer.add_frame(FrameType.ANNOUNCE, 0, encode_announce(keys))
+
+    def report_keys(self, report: KeyReport) -> None:
+        """Server: answer a ``KeysAnnounced``."""
+        if self.phase is Phase.OPEN:
+            self._writer.add_frame(FrameType.REPORT, 0, report.encode())
+
+    def request_epoch(self, reason: Reason, now: float) -> None:
+        """Server: ask the client for a new epoch, or with ``reauthentication`` for a fresh proof
+        of who it is, without which the tunnel ends a minute later.
+        """
+        if self.phase is Phase.OPEN and self.role is Role.SERVER:
+            self._writer.add_frame(FrameType.REQUEST, 0, bytes([reason.code]))
+            if reason is Reason.REAUTHENTICATION:
+                self._timers.reauthentication_wanted(now)
+
+    # Re-authentication.
+
+    def use_tls_context(self, tls_context: SSL.Context) -> None:
+        """The certificates, authorities and revocation lists of every later re-authentication."""
+        self._tls_context = tls_context
+
+    def reauthenticate(self, now: float) -> None:
+        """Client: run a fresh TLS handshake inside the tunnel and mix it into the next epoch.
+
+        Raises:
+            LocalProtocolError: the tunnel is not up, or one is under way.
+        """
+        self._check_open()
+        epochs = self._epochs
+        if self.role is not Role.CLIENT or epochs is None or epochs.reauth_pending or self._inner:
+            raise LocalProtocolError(
+                Reason.UNEXPECTED_MESSAGE, "no re-authentication can be started now"
+            )
+        self._inner = self._new_inner(self._random_bytes(REAUTH_ID_BYTES), now)
+        self._timers.reauthentication_started(now)
+        self._send_inner(self._inner.start())
 
     # Streams.
 
@@ -466,7 +534,12 @@ class Connection:
         binding = make_binding(self.role, self._settings, peer)
         exchange = ClientEpochs if self.role is Role.CLIENT else ServerEpochs
         self._epochs = exchange(
-            self._settings, self._kem, self._random_bytes, binding, tls.exporter(), now
+            self._settings,
+            self._kem,
+            self._random_bytes,
+            binding,
+            tls.exporter(EMPTY_TRANSCRIPT),
+            now,
         )
         self.phase = Phase.FIRST_EPOCH
         self._events.append(
@@ -522,10 +595,83 @@ class Connection:
             case FrameType.GO_AWAY:
                 self.session.going_away = True
                 self._events.append(GoAwayReceived(decode_reason(payload, "GO_AWAY")))
+            case FrameType.REQUEST | FrameType.ANNOUNCE | FrameType.REPORT | FrameType.TLS:
+                self._on_side_frame(frame, payload, now)
             case FrameType.PING | FrameType.PONG:
                 self._timers.on_ping_frame(frame, payload, now)
             case _:
                 self.session.on_frame(frame, stream_id, payload, now)
+
+    def _on_side_frame(self, frame: FrameType, payload: bytes, now: float) -> None:
+        """Frames that prepare an epoch. Each belongs to one role, but TLS to both."""
+        match frame, self.role:
+            case FrameType.REQUEST, Role.CLIENT:
+                reason = decode_reason(payload, "REQUEST")
+                if reason is Reason.REAUTHENTICATION:
+                    self._timers.reauthentication_due(reason)
+                else:
+                    self._events.append(EpochRequested(reason))
+            case FrameType.ANNOUNCE, Role.SERVER:
+                self._events.append(KeysAnnounced(decode_announce(payload)))
+            case FrameType.REPORT, Role.CLIENT:
+                report = decode_report(payload)
+                held = tuple(key_id for key_id, reason in report.results if reason is None)
+                refused = tuple(
+                    (key_id, reason) for key_id, reason in report.results if reason is not None
+                )
+                self._events.append(KeysReported(report.instance_id, held, refused))
+            case FrameType.TLS, _:
+                self._on_inner_tls(payload, now)
+            case _:
+                raise RemoteProtocolError(
+                    Reason.UNEXPECTED_MESSAGE, f"{frame.name} is not for the {self.role.value}"
+                )
+
+    def _on_inner_tls(self, payload: bytes, now: float) -> None:
+        reauth_id, chunk = payload[:REAUTH_ID_BYTES], payload[REAUTH_ID_BYTES:]
+        if not chunk or reauth_id == NO_REAUTH:
+            raise malformed("a TLS frame without an ID or without TLS")
+        epochs = self._epochs
+        if epochs is None:
+            raise LocalProtocolError(Reason.INTERNAL_ERROR, "TLS frames before the first epoch")
+        if self._inner is None and self.role is Role.SERVER:
+            if epochs.reauth_pending:
+                raise RemoteProtocolError(
+                    Reason.UNEXPECTED_MESSAGE, "a re-authentication before the last is mixed in"
+                )
+            self._inner = self._new_inner(reauth_id, now)
+            self._timers.reauthentication_started(now)
+        inner = self._inner
+        if inner is None or inner.reauth_id != reauth_id:
+            if inner is None and reauth_id == self._last_reauth_id:
+                return  # The server's session tickets follow its end of the handshake.
+            raise RemoteProtocolError(
+                Reason.UNEXPECTED_MESSAGE, "TLS of a re-authentication that nobody started"
+            )
+        self._send_inner(inner.receive(chunk))
+        if inner.peer is not None:
+            self._on_reauthenticated(inner, inner.peer, epochs)
+
+    def _on_reauthenticated(
+        self,
+        inner: InnerHandshake,
+        peer: AuthenticatedPeer,
+        epochs: ClientEpochs | ServerEpochs,
+    ) -> None:
+        """Rule R2: from here on every OFFER mixes this in, until an epoch commits."""
+        self._inner = None
+        self._last_reauth_id = inner.reauth_id
+        epochs.mix_in(inner, make_binding(self.role, self._settings, peer))
+        self._events.append(Reauthenticated(peer.group, peer.certificate_hash))
+        if self.role is Role.CLIENT:
+            self._timers.epoch_due(Reason.REAUTHENTICATION)
+
+    def _new_inner(self, reauth_id: bytes, now: float) -> InnerHandshake:
+        return InnerHandshake(reauth_id, self._tls_context, self.role, self._settings, now)
+
+    def _send_inner(self, payloads: list[bytes]) -> None:
+        for payload in payloads:
+            self._writer.add_frame(FrameType.TLS, 0, payload)
 
     def _on_frame_while_ending(self, frame: FrameType, payload: bytes, now: float) -> None:
         """What the peer sent before our END reached it: only what changes the key of its END."""
@@ -624,6 +770,8 @@ class Connection:
             raise LocalProtocolError(Reason.INTERNAL_ERROR, "keys without an exchange")
         epochs.chain.commit(committed.pending)
         self._timers.epoch_committed(now)
+        if committed.event.reauthenticated:
+            self._timers.reauthenticated(now)
         self._take_epoch_events()
         self._events.append(committed.event)
 
@@ -719,7 +867,7 @@ class Connection:
         self._writer.output()
         self._writer.close()
         self._opener = self._next_opener = None
-        self._tls = None
+        self._tls = self._inner = None
         if self._epochs is not None:
             self._epochs.wipe()
         self._events.append(TunnelClosed(reason, clean))

@@ -38,10 +38,10 @@ class ClientEpochs(EpochExchange):
         kem: KemProvider,
         random_bytes: Callable[[int], bytes],
         binding: Binding,
-        exporter: bytearray,
+        first_exporter: bytearray,
         now: float,
     ) -> None:
-        super().__init__(settings, kem, random_bytes, binding, exporter, now)
+        super().__init__(settings, kem, random_bytes, binding, first_exporter, now)
         self.state = ClientEpochState.IDLE
         self.connection_id = random_bytes(CONNECTION_ID_BYTES)
         self.deadline: float | None = None
@@ -58,6 +58,7 @@ class ClientEpochs(EpochExchange):
         """
         self._check_start(mode, keys)
         self._attempts += 1
+        self._take_exporter()
         self._keys = list(keys)
         self._key_pair = self._kem.generate(self.settings.kem)
         self._offer = Offer(
@@ -72,8 +73,8 @@ class ClientEpochs(EpochExchange):
             connection_id=self.connection_id,
             nonce=self._random_bytes(NONCE_BYTES),
             history=self._next_attempt_history(),
-            reauth_id=NO_REAUTH,
-            binding=self.binding,
+            reauth_id=self._current_reauth_id(),
+            binding=self._current_binding(),
             encapsulation_key=self._key_pair.encapsulation_key,
             keys=tuple(
                 OfferedKey(self.settings.key_source or "", len(key.key), key.key_id) for key in keys
@@ -87,6 +88,7 @@ class ClientEpochs(EpochExchange):
             kem=self._offer.kem,
             aead=self._offer.aead,
             key_ids=tuple(key.key_id for key in keys),
+            reauth_id=self._offer.reauth_id,
             offer=encoded,
         )
         self._move(EpochEvent.OFFER)
@@ -189,7 +191,7 @@ class ClientEpochs(EpochExchange):
                 offer=self._attempt.offer,
                 accept=accept.encode_without_mac(),
                 kem_secret=kem_secret,
-                exporter=self._exporter,
+                exporter=self._attempt_exporter,
                 qkd_keys=[key.key for key in self._keys],
             )
         finally:
@@ -198,6 +200,11 @@ class ClientEpochs(EpochExchange):
     def _on_wrong_mac(self) -> bytes:
         if self._attempt is None or self._attempt.mode is not Mode.HYBRID:
             raise RemoteProtocolError(Reason.CONFIRM_MAC, "ACCEPT's MAC does not verify")
+        if self._attempt.reauth_id != NO_REAUTH:
+            # Going on without the re-authentication would keep the thief it may have met (R2).
+            raise RemoteProtocolError(
+                Reason.CONFIRM_MAC, "ACCEPT's MAC does not verify after a re-authentication"
+            )
         # The two KMEs may have given different keys for one ID: a QKD failure (rule R7).
         return self._abort(Reason.KEY_MISMATCH)
 

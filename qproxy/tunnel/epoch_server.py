@@ -14,7 +14,6 @@ from qproxy.tunnel.constants import MAX_ATTEMPTS_PER_EPOCH, MAX_EPOCH
 from qproxy.tunnel.epochs import Attempt, Committed, EpochExchange, wipe_keys
 from qproxy.tunnel.events import EpochFailed, KeysNeeded
 from qproxy.tunnel.messages import (
-    NO_REAUTH,
     NONCE_BYTES,
     Abort,
     Accept,
@@ -36,10 +35,10 @@ class ServerEpochs(EpochExchange):
         kem: KemProvider,
         random_bytes: Callable[[int], bytes],
         binding: Binding,
-        exporter: bytearray,
+        first_exporter: bytearray,
         now: float,
     ) -> None:
-        super().__init__(settings, kem, random_bytes, binding, exporter, now)
+        super().__init__(settings, kem, random_bytes, binding, first_exporter, now)
         self.state = ServerEpochState.IDLE
         self.connection_id: bytes | None = None
         self.deadline: float | None = None
@@ -59,6 +58,7 @@ class ServerEpochs(EpochExchange):
         self._check_place(offer)
         self._check_binding(offer)
         self._attempts = offer.attempt
+        self._take_exporter()
         self._attempt = Attempt(
             number=offer.attempt,
             mode=offer.mode,
@@ -66,6 +66,7 @@ class ServerEpochs(EpochExchange):
             kem=offer.kem,
             aead=offer.aead,
             key_ids=tuple(key.key_id for key in offer.keys),
+            reauth_id=offer.reauth_id,
             offer=encoded,
         )
         self._offer = offer
@@ -190,7 +191,11 @@ class ServerEpochs(EpochExchange):
             )
 
     def _check_binding(self, offer: Offer) -> None:
-        if offer.binding != self.binding or offer.reauth_id != NO_REAUTH:
+        if offer.reauth_id != self._current_reauth_id():
+            raise RemoteProtocolError(
+                Reason.BINDING_MISMATCH, "the OFFER does not mix in the last re-authentication"
+            )
+        if offer.binding != self._current_binding():
             raise RemoteProtocolError(
                 Reason.BINDING_MISMATCH,
                 "names, certificates or SAE IDs of the OFFER are not those of this tunnel",
@@ -232,7 +237,7 @@ class ServerEpochs(EpochExchange):
                 offer=self._attempt.offer,
                 accept=accept.encode_without_mac(),
                 kem_secret=kem_secret,
-                exporter=self._exporter,
+                exporter=self._attempt_exporter,
                 qkd_keys=[key.key for key in keys],
             )
         finally:

@@ -16,7 +16,8 @@ from qproxy.errors import Reason, RemoteProtocolError
 from qproxy.keys import QkdKey
 from qproxy.modes import Aead, KemAlgorithm, Mode, Policy, stricter
 from qproxy.tunnel.events import EpochCommitted, Event, PolicyAgreed
-from qproxy.tunnel.messages import Binding
+from qproxy.tunnel.messages import NO_REAUTH, Binding
+from qproxy.tunnel.reauth import InnerHandshake
 from qproxy.tunnel.settings import Role, TunnelSettings
 from qproxy.tunnel.tls_phase import AuthenticatedPeer
 
@@ -75,6 +76,7 @@ class Attempt:
     kem: KemAlgorithm
     aead: Aead
     key_ids: tuple[str, ...]
+    reauth_id: bytes
     offer: bytes = field(repr=False)
 
 
@@ -96,7 +98,7 @@ class EpochExchange:
         kem: KemProvider,
         random_bytes: Callable[[int], bytes],
         binding: Binding,
-        exporter: bytearray,
+        first_exporter: bytearray,
         now: float,
     ) -> None:
         self.settings = settings
@@ -110,7 +112,10 @@ class EpochExchange:
         self._peer_max_without_qkd_s = 0
         self._kem = kem
         self._random_bytes = random_bytes
-        self._exporter = exporter
+        self._exporter = first_exporter
+        self._attempt_exporter = bytearray()
+        self._inner: InnerHandshake | None = None
+        self._inner_binding = binding
         self._attempts = 0
         self._attempt: Attempt | None = None
         self._history = b""
@@ -134,11 +139,42 @@ class EpochExchange:
             limits.append(self._peer_max_without_qkd_s)
         return self.fresh_qkd_at + min(limits) if limits else None
 
+    @property
+    def reauth_pending(self) -> bool:
+        """A re-authentication is complete at this end and in no committed epoch yet."""
+        return self._inner is not None
+
+    def mix_in(self, inner: InnerHandshake, binding: Binding) -> None:
+        """From now on every OFFER carries this re-authentication, until an epoch commits."""
+        self._inner = inner
+        self._inner_binding = binding
+
     def wipe(self) -> None:
         """The tunnel is over: erase what is left."""
         self.chain.wipe()
-        wipe(self._exporter)
-        del self._exporter[:]
+        self._wipe_exporters()
+
+    def _current_binding(self) -> Binding:
+        """What an OFFER made now must say, with the certificates of the last handshake."""
+        return self.binding if self._inner is None else self._inner_binding
+
+    def _current_reauth_id(self) -> bytes:
+        return NO_REAUTH if self._inner is None else self._inner.reauth_id
+
+    def _take_exporter(self) -> None:
+        """Fix the exporter of the attempt that begins: a later handshake must not change it."""
+        wipe(self._attempt_exporter)
+        if self._inner is not None:
+            self._attempt_exporter = self._inner.exporter(self.chain.transcript_hash)
+        elif self.chain.epoch == 1:
+            self._attempt_exporter = bytearray(self._exporter)
+        else:
+            self._attempt_exporter = bytearray()
+
+    def _wipe_exporters(self) -> None:
+        for exporter in (self._exporter, self._attempt_exporter):
+            wipe(exporter)
+            del exporter[:]
 
     def _learn_policy(self, policy: Policy, max_without_qkd_s: int) -> None:
         known = self.peer_policy
@@ -184,12 +220,15 @@ class EpochExchange:
             key_ids=attempt.key_ids,
             confirmed=confirmed,
             qkd_ever=self.qkd_ever,
+            reauthenticated=attempt.reauth_id != NO_REAUTH,
         )
+        if attempt.reauth_id != NO_REAUTH:
+            self.binding = self._inner_binding
+            self._inner = None
         self._attempts = 0
         self._attempt = None
         self._history = self._last_offer = self._last_outcome = b""
-        wipe(self._exporter)
-        del self._exporter[:]
+        self._wipe_exporters()
         return Committed(pending, attempt.aead, event)
 
     def _is_stale(self, epoch: int, attempt: int, what: str) -> bool:

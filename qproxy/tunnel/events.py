@@ -50,6 +50,7 @@ class EpochCommitted:
         confirmed: False at the client until the server's switch arrives (rule R3).
         key_ids: the QKD keys in the mix, none in classical-only mode.
         qkd_ever: a QKD key is in this epoch or in one it is chained to.
+        reauthenticated: a fresh TLS handshake is in the mix (rule R2).
     """
 
     epoch: int
@@ -62,6 +63,7 @@ class EpochCommitted:
     key_ids: tuple[str, ...]
     confirmed: bool
     qkd_ever: bool
+    reauthenticated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,52 @@ class EpochFailed:
     mode: Mode
     reason: Reason
     remote: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReauthenticationDue:
+    """Client: call ``reauthenticate`` with a context that holds the certificates of now."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Reauthenticated:
+    """The peer has proved again who it is; the next epoch will mix the proof in."""
+
+    group: str
+    peer_certificate_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRequested:
+    """Client: the server would like a new epoch. It is a wish: nothing but its own link health,
+    its policy and authenticated REJECTs decide about the mode of what this end offers (rule R9).
+    """
+
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class KeysAnnounced:
+    """Server: the client may offer these keys soon. Redeem them if there is room, and report."""
+
+    keys: tuple[OfferedKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeysReported:
+    """Client: what became of announced keys at the server.
+
+    Attributes:
+        instance_id: the server's process; another one holds nothing of what was announced before.
+        held: IDs of keys that the server holds.
+        refused: IDs that it does not, each with the reason.
+    """
+
+    instance_id: bytes
+    held: tuple[str, ...]
+    refused: tuple[tuple[str, Reason], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +245,11 @@ Event: TypeAlias = (
     | EpochCommitted
     | EpochConfirmed
     | EpochFailed
+    | ReauthenticationDue
+    | Reauthenticated
+    | EpochRequested
+    | KeysAnnounced
+    | KeysReported
     | PolicyAgreed
     | TunnelEstablished
     | StreamRequested

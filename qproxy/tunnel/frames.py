@@ -44,6 +44,10 @@ class FrameType(enum.IntEnum):
     EPOCH = 13
     SWITCH = 14
     COMMITTED = 15
+    REQUEST = 16
+    ANNOUNCE = 17
+    REPORT = 18
+    TLS = 19
 
 
 #: Frames that belong to a stream; every other type carries stream ID 0.

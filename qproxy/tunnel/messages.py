@@ -125,10 +125,7 @@ class Offer:
             POLICY_CODES[self.policy],
             self.max_without_qkd_s,
         )
-        keys = b"".join(
-            encode_text(key.source) + key.size_bytes.to_bytes(2, "big") + encode_text(key.key_id)
-            for key in self.keys
-        )
+        keys = b"".join(encode_offered_key(key) for key in self.keys)
         return (
             fixed
             + self.connection_id
@@ -277,7 +274,13 @@ def _attempt_of(reader: FieldReader) -> tuple[int, int]:
     return epoch, attempt
 
 
-def _offered_key(reader: FieldReader) -> OfferedKey:
+def encode_offered_key(key: OfferedKey) -> bytes:
+    """Source, size and ID of one QKD key."""
+    return encode_text(key.source) + key.size_bytes.to_bytes(2, "big") + encode_text(key.key_id)
+
+
+def decode_offered_key(reader: FieldReader) -> OfferedKey:
+    """Parse source, size and ID of one QKD key. Raises RemoteProtocolError."""
     source = reader.text("source", limit=MAX_SOURCE_BYTES, minimum=1)
     size_bytes = reader.uint(2, "size_bytes")
     if not MIN_QKD_KEY_BYTES <= size_bytes <= MAX_QKD_KEY_BYTES:
@@ -342,7 +345,7 @@ def _decode_offered_keys(reader: FieldReader) -> tuple[OfferedKey, ...]:
     count = reader.uint(1, "key_count")
     if count > MAX_KEYS_PER_OFFER:
         raise malformed(f"{count} QKD keys offered, limit {MAX_KEYS_PER_OFFER}")
-    return tuple(_offered_key(reader) for _ in range(count))
+    return tuple(decode_offered_key(reader) for _ in range(count))
 
 
 def _check_keys_fit_mode(offer: Offer) -> None:

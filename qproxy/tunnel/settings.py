@@ -48,6 +48,8 @@ class TunnelSettings:
         max_epoch_bytes: both: the same in bytes.
         max_epoch_records: both: the same in records in one direction. The key's own limit, less
             what an orderly end needs, holds whatever stands here.
+        reauth_interval_s: both: age of the last authentication at which the client is to make a
+            new one; a minute later the tunnel ends. 0 for never.
         ping_interval_s: how often a PING is sent.
         peer_timeout_s: silence after which the peer is taken for dead.
         max_streams: streams one end may have open at once that the other opened.
@@ -76,6 +78,7 @@ class TunnelSettings:
     max_epoch_age_s: float = 600.0
     max_epoch_bytes: int = 128 << 30
     max_epoch_records: int = MAX_RECORDS_PER_KEY
+    reauth_interval_s: float = 3600.0
     ping_interval_s: float = 15.0
     peer_timeout_s: float = 45.0
     max_streams: int = 16_384

@@ -12,7 +12,7 @@ from qproxy.errors import Reason, RemoteProtocolError
 from qproxy.tunnel.constants import PING_BYTES
 from qproxy.tunnel.epoch_client import ClientEpochs
 from qproxy.tunnel.epoch_server import ServerEpochs
-from qproxy.tunnel.events import EpochDue, Event, RoundTrip
+from qproxy.tunnel.events import EpochDue, Event, ReauthenticationDue, RoundTrip
 from qproxy.tunnel.frames import FrameType, decode_ping
 from qproxy.tunnel.records_out import MAX_DATA_RECORDS_PER_KEY, RecordWriter
 from qproxy.tunnel.session import Session
@@ -21,6 +21,8 @@ from qproxy.tunnel.states import Phase
 
 #: Round trips are smoothed as TCP smooths them (RFC 6298 §2).
 _RTT_GAIN = 0.125
+#: How long after ``reauth_interval_s`` a tunnel ends that was not re-authenticated, in seconds.
+REAUTH_GRACE_S = 60.0
 #: How long the peer may take to answer our END, in seconds.
 _END_TIMEOUT_S = 5.0
 
@@ -56,6 +58,9 @@ class Timers:
         self._ping_sent_at = now
         self._measured = False
         self._idle_mark = (-1, -1)
+        self._authenticated_at = now
+        self._reauth_due = False
+        self._reauth_deadline: float | None = None
         self._end_deadline: float | None = None
         self.ending_reason: Reason | None = None
 
@@ -115,6 +120,49 @@ class Timers:
                 self.epoch_due(Reason.REKEY_RECORDS)
         return None
 
+    # Re-authentication.
+
+    def reauthentication_due(self, reason: Reason) -> None:
+        """Client: ask the driver for a re-authentication, once until one has been mixed in."""
+        if not self._reauth_due:
+            self._reauth_due = True
+            self._events.append(ReauthenticationDue(reason))
+
+    def reauthentication_started(self, now: float) -> None:
+        """One must be mixed in soon, by this end's will or the peer's."""
+        self._reauth_due = True
+        self._bound_reauthentication(now)
+
+    def reauthentication_wanted(self, now: float) -> None:
+        """Server: the peer was asked to prove again who it is, and has this long to do it."""
+        self._bound_reauthentication(now)
+
+    def reauthenticated(self, now: float) -> None:
+        """An epoch has mixed a re-authentication in."""
+        self._authenticated_at = now
+        self._reauth_due = False
+        self._reauth_deadline = None
+
+    def _bound_reauthentication(self, now: float) -> None:
+        if self._reauth_deadline is None:
+            self._reauth_deadline = now + REAUTH_GRACE_S
+
+    def _reauth_limit(self) -> float | None:
+        """When the tunnel ends for want of a re-authentication, or None."""
+        limits = [] if self._reauth_deadline is None else [self._reauth_deadline]
+        if self._settings.reauth_interval_s:
+            limits.append(
+                self._authenticated_at + self._settings.reauth_interval_s + REAUTH_GRACE_S
+            )
+        return min(limits, default=None)
+
+    def _reauth_moment(self) -> float | None:
+        """Client: when the next re-authentication is due, or None."""
+        if self._role is not Role.CLIENT or self._reauth_due or self._session.going_away:
+            return None
+        interval = self._settings.reauth_interval_s
+        return self._authenticated_at + interval if interval else None
+
     # Deadlines.
 
     def next(
@@ -139,6 +187,11 @@ class Timers:
                 moments.append(self._epoch_at + settings.max_epoch_age_s)
             if self._may_ask_for_epoch(busy) and settings.rekey_interval_s and self._due is None:
                 moments.append(self._epoch_at + settings.rekey_interval_s)
+            moments += [
+                moment
+                for moment in (self._reauth_limit(), self._reauth_moment())
+                if moment is not None
+            ]
             if epochs is not None and epochs.qkd_deadline is not None:
                 moments.append(epochs.qkd_deadline)
         return min(moments)
@@ -156,6 +209,9 @@ class Timers:
             return Reason.PEER_SILENT
         if epochs is not None and epochs.qkd_deadline is not None and now >= epochs.qkd_deadline:
             return Reason.QKD_TOO_OLD
+        reauth_limit = self._reauth_limit()
+        if reauth_limit is not None and now >= reauth_limit:
+            return Reason.REAUTH_OVERDUE
         max_age = self._settings.max_epoch_age_s
         if max_age and now >= self._epoch_at + max_age:
             return Reason.EPOCH_LIMIT
@@ -165,6 +221,12 @@ class Timers:
         """END was sent."""
         self.ending_reason = reason
         self._end_deadline = now + _END_TIMEOUT_S
+
+    def check_reauthentication(self, now: float) -> None:
+        """Client: say so when it is time."""
+        moment = self._reauth_moment()
+        if moment is not None and now >= moment:
+            self.reauthentication_due(Reason.REKEY_INTERVAL)
 
     # Pings.
 

@@ -123,12 +123,18 @@ class TlsPhase:
             raise RemoteProtocolError(Reason.TLS_FAILURE, "TLS could not send") from None
         return self._take_output()
 
-    def exporter(self) -> bytearray:
-        """The exporter of this handshake (RFC 9846 §7.5), 48 bytes; the caller wipes it."""
+    def exporter(self, transcript_hash: bytes) -> bytearray:
+        """The exporter of this handshake (RFC 9846 §7.5), 48 bytes; the caller wipes it.
+
+        Args:
+            transcript_hash: T_{n-1}, the exporter's context: empty before the first epoch.
+        """
         if self.peer is None:
             raise LocalProtocolError(Reason.INTERNAL_ERROR, "no exporter before the handshake")
         return bytearray(
-            self._connection.export_keying_material(labels.EXPORTER, EXPORTER_BYTES, b"")
+            self._connection.export_keying_material(
+                labels.EXPORTER, EXPORTER_BYTES, transcript_hash
+            )
         )
 
     def finish(self) -> None:

@@ -224,8 +224,8 @@ class Gateway:
         quantum = QuantumSide(config, source, kind, log, now=trio.current_time())
         return Peer(
             config,
-            self._config,
-            build_settings(self._config, config),
+            self.config,
+            build_settings(self.config, config),
             quantum,
             client_tls=self._contexts.client,
             kem=self._kem,

@@ -23,7 +23,7 @@ import trio
 from qproxy.demo.settings import GIVE_UP_TIMEOUT_S, STOP_TIMEOUT_S, DemoError
 
 #: Lines of each child's log that are kept to be shown when it fails.
-KEPT_LINES: Final = 12
+KEPT_LINES: Final = 30
 #: Longest line that is read, in bytes; longer ones are cut and are no JSON any more.
 MAX_LINE_BYTES: Final = 64 * 1024
 

@@ -14,6 +14,8 @@ EXPECTED_WHILE_DISTURBED: Final = frozenset(
 )
 #: Complaints kept for each gateway; more say nothing new.
 MAX_COMPLAINTS: Final = 20
+#: Longest piece of a stray line that is kept, in characters.
+MAX_STRAY_CHARS: Final = 200
 #: Mode changes kept for each gateway; a run that behaves has three.
 MAX_MODE_CHANGES: Final = 100
 
@@ -59,7 +61,8 @@ class GatewayFacts:
         totals: its `peer_totals` line, at the end.
         stopped: its `gateway_stopped` line has come.
         disturbed: warnings about the quantum link are in order now.
-        complaints: lines that should not be there.
+        complaints: events that should not be there.
+        stray: lines that are no events at all: what a program says that cannot run.
     """
 
     name: str
@@ -80,6 +83,7 @@ class GatewayFacts:
     stopped: bool = False
     disturbed: bool = False
     complaints: list[str] = field(default_factory=list)
+    stray: list[str] = field(default_factory=list)
 
     @property
     def mode(self) -> str | None:
@@ -122,6 +126,11 @@ class GatewayFacts:
         """Note something that should not be."""
         if len(self.complaints) < MAX_COMPLAINTS:
             self.complaints.append(text)
+
+    def take_stray(self, line: str) -> None:
+        """Take in a line that is no JSON object."""
+        if len(self.stray) < MAX_COMPLAINTS:
+            self.stray.append(line[:MAX_STRAY_CHARS])
 
     def _judge(self, event: Mapping[str, object]) -> None:
         level, name = event.get("level"), event.get("event")

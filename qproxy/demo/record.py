@@ -53,7 +53,8 @@ class PartRecord:
         name: for people.
         mode: the mode it was to run in.
         modes_seen: modes of the epochs that were committed under it.
-        epochs: epochs that were committed under it.
+        epochs: epochs that were committed under it, the long-lived stream running all the time.
+        busy_epochs: of them, those committed during bulk transfers and short connections.
         up_bytes: bulk data towards the service, verified by hash.
         up_s: how long that took.
         down_bytes: bulk data from the service, verified byte for byte.
@@ -66,6 +67,7 @@ class PartRecord:
     mode: str
     modes_seen: list[str] = field(default_factory=list)
     epochs: int = 0
+    busy_epochs: int = 0
     up_bytes: int = 0
     up_s: float = 0.0
     down_bytes: int = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from qproxy import __version__
@@ -38,6 +38,7 @@ FIELDS: Final[dict[str, str]] = {
     "parts[].name": "part of the load",
     "parts[].mode": "mode it ran in",
     "parts[].epochs": "epochs committed while it ran",
+    "parts[].busy_epochs": "of them, committed during bulk transfers and short connections",
     "parts[].up_bytes": "bulk data towards the service, verified by SHA-256",
     "parts[].up_mb_per_s": "10^6 bytes per second",
     "parts[].down_bytes": "bulk data from the service, compared byte for byte",
@@ -137,12 +138,17 @@ def table(record: Record, problems: Sequence[str]) -> list[str]:
             "epochs",
             f"{near.epochs[Mode.HYBRID]} hybrid, {near.epochs[Mode.CLASSICAL_ONLY]} classical-only",
         ),
+        (
+            "rekeys under load",
+            f"{sum(part.epochs for part in record.parts)}, of them"
+            f" {sum(part.busy_epochs for part in record.parts)} during bulk and short connections",
+        ),
         ("SIMULATED QKD keys used", str(near.qkd_keys)),
         ("fall back", _seconds(record.fall_back_s)),
         ("climb back", _seconds(record.climb_back_s)),
         ("tunnel", f"TLS 1.3 {near.tls_group}, then {near.kem} ({near.kem_provider}), {near.aead}"),
-        ("up", _bulk(record.parts, lambda part: part.up_bytes, lambda part: part.up_s)),
-        ("down", _bulk(record.parts, lambda part: part.down_bytes, lambda part: part.down_s)),
+        ("up", _up(record.parts)),
+        ("down", _down(record.parts)),
         ("short connections", _short(record.parts)),
         (
             "long-lived stream",
@@ -166,11 +172,8 @@ def result(problems: Sequence[str]) -> str:
 
 def part_summary(part: PartRecord) -> str:
     """One part of the load in one line."""
-    return (
-        f"{_bulk([part], lambda p: p.up_bytes, lambda p: p.up_s)} up,"
-        f" {_bulk([part], lambda p: p.down_bytes, lambda p: p.down_s)} down,"
-        f" {_short([part])} short connections, {part.epochs} rekeys"
-    )
+    up, down = _up([part]), _down([part])
+    return f"{up} up, {down} down, {_short([part])} connections, {part.epochs} rekeys"
 
 
 def _part(part: PartRecord) -> dict[str, object]:
@@ -178,6 +181,7 @@ def _part(part: PartRecord) -> dict[str, object]:
         "name": part.name,
         "mode": part.mode,
         "epochs": part.epochs,
+        "busy_epochs": part.busy_epochs,
         "up_bytes": part.up_bytes,
         "up_mb_per_s": _round(rate(part.up_bytes / MB, part.up_s)),
         "down_bytes": part.down_bytes,
@@ -208,20 +212,24 @@ def _totals(record: Record) -> dict[str, object]:
     }
 
 
-def _bulk(
-    parts: Sequence[PartRecord],
-    size: Callable[[PartRecord], int],
-    duration: Callable[[PartRecord], float],
-) -> str:
-    moved_mb = sum(size(part) for part in parts) / MB
-    speed = rate(moved_mb, sum(duration(part) for part in parts))
-    return f"{moved_mb:.0f} MB" if speed is None else f"{moved_mb:.0f} MB at {speed:.0f} MB/s"
+def _up(parts: Sequence[PartRecord]) -> str:
+    return _moved(sum(part.up_bytes for part in parts), sum(part.up_s for part in parts))
+
+
+def _down(parts: Sequence[PartRecord]) -> str:
+    return _moved(sum(part.down_bytes for part in parts), sum(part.down_s for part in parts))
+
+
+def _moved(count: int, duration_s: float) -> str:
+    speed = rate(count / MB, duration_s)
+    moved = f"{count / MB:.0f} MB"
+    return moved if speed is None else f"{moved} ({speed:.0f} MB/s)"
 
 
 def _short(parts: Sequence[PartRecord]) -> str:
     count = sum(part.connections for part in parts)
     speed = rate(count, sum(part.connections_s for part in parts))
-    return str(count) if speed is None else f"{count} at {speed:.0f}/s"
+    return str(count) if speed is None else f"{count} ({speed:.0f}/s)"
 
 
 def _seconds(value: float | None) -> str:

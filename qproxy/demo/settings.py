@@ -21,6 +21,9 @@ SHORT_CONCURRENCY: Final = 32
 SHORT_BYTES: Final = 1024
 #: How often the tunnel rekeys by time, in seconds.
 REKEY_INTERVAL_S: Final = 1.0
+#: And by application bytes under one key, so that bulk data is sure to meet a rekey. The tunnel
+#: ends at twice as many, which leaves time for the exchange at any speed that was ever seen.
+REKEY_BYTES: Final = 64 * 1024 * 1024
 #: Each part lasts until its load is done and so many epochs were committed under it.
 MIN_EPOCHS_PER_PART: Final = 2
 

@@ -21,6 +21,7 @@ from qproxy.demo.settings import (
     CLIMB_BACK_TIMEOUT_S,
     EPOCHS_TIMEOUT_S,
     FALL_BACK_TIMEOUT_S,
+    MB,
     MIN_EPOCHS_PER_PART,
     START_TIMEOUT_S,
     TUNNEL_TIMEOUT_S,
@@ -153,8 +154,8 @@ class Story:
         self._record.parts.append(done)
         self._say(
             "load",
-            f"{mode}: {(part.up_bytes + part.down_bytes) / 1e6:.0f} MB both ways and"
-            f" {part.connections} short connections, rekeying",
+            f"{mode}: {(part.up_bytes + part.down_bytes) / MB:.0f} MB"
+            f" and {part.connections} short connections",
             Tone.STEP,
         )
         done.up_s = await _timed(load.upload, part.up_bytes)
@@ -163,6 +164,7 @@ class Story:
         done.down_bytes = part.down_bytes
         done.connections_s = await _timed(load.short_connections, part.connections)
         done.connections = part.connections
+        done.busy_epochs = facts.epoch_count - epochs_before
         await self._near.wait_for(
             lambda: facts.epoch_count - epochs_before >= MIN_EPOCHS_PER_PART,
             EPOCHS_TIMEOUT_S,
@@ -276,7 +278,7 @@ class Story:
             facts.take(event, self._elapsed_s())
             self._tell(facts, event)
 
-        return Child(facts.name, on_event, lambda line: facts.complain(f"stray line: {line[:200]}"))
+        return Child(facts.name, on_event, facts.take_stray)
 
     def _tell(self, facts: GatewayFacts, event: Mapping[str, object]) -> None:
         match event.get("event"):

@@ -34,7 +34,7 @@ def find_problems(record: Record, options: DemoOptions) -> list[str]:
     problems += _parts(record.parts, options)
     problems += _mode_times(record)
     for gateway in record.gateways:
-        problems += _complaints(gateway) + _gateway(gateway)
+        problems += _complaints(gateway) + _stray(gateway) + _gateway(gateway)
     problems += _accounts(record) + record.service_complaints
     return problems
 
@@ -99,6 +99,10 @@ def _mode_times(record: Record) -> list[str]:
 
 def _complaints(gateway: GatewayRecord) -> list[str]:
     return [f"log of {gateway.facts.name}: {text}" for text in gateway.facts.complaints]
+
+
+def _stray(gateway: GatewayRecord) -> list[str]:
+    return [f"log of {gateway.facts.name}: no event: {line}" for line in gateway.facts.stray]
 
 
 def _gateway(gateway: GatewayRecord) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Final
 
 import yaml
 
-from qproxy.demo.settings import REKEY_INTERVAL_S, DemoError
+from qproxy.demo.settings import REKEY_BYTES, REKEY_INTERVAL_S, DemoError
 from qproxy.pki import PkiError, init_pki
 
 #: Certificates are good for so many days; the demonstration takes less than a minute.
@@ -148,7 +148,7 @@ def _certificate(name: str) -> dict[str, str]:
 
 
 def _rekey() -> dict[str, float]:
-    return {"interval_s": REKEY_INTERVAL_S}
+    return {"interval_s": REKEY_INTERVAL_S, "bytes": REKEY_BYTES}
 
 
 def _write(path: Path, comment: str, content: dict[str, object]) -> Path:

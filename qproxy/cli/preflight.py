@@ -266,6 +266,11 @@ def _unsafe_advice(config: GatewayConfig) -> Iterator[tuple[str, str | None]]:
         )
     if config.tunnel.unsafe_core_dumps:
         yield "tunnel.unsafe_core_dumps: a core dump would hold keys", "remove the key"
+    if config.admin.unsafe_allow_remote:
+        yield (
+            "admin.unsafe_allow_remote: whoever reaches the admin listener can read it",
+            "listen on 127.0.0.1 or unix:/PATH and remove the key",
+        )
     for name, listener in config.listeners.items():
         if listener.unsafe_allow_remote_plaintext:
             yield (

@@ -11,6 +11,7 @@ from typing import Any
 from qproxy.address import Address, TcpAddress
 from qproxy.config.document import shown
 from qproxy.config.model import (
+    AdminConfig,
     ClientAuth,
     KmeConfig,
     LinkConfig,
@@ -110,6 +111,17 @@ def check_listener(listener: ListenerConfig, path: KeyPath, report: Report) -> N
             f"expected a loopback address or unix socket without tls, got {listener.listen}",
             "add tls, listen on 127.0.0.1 or unix:/PATH, "
             "or accept the risk with unsafe_allow_remote_plaintext: true",
+        )
+
+
+def check_admin(admin: AdminConfig, path: KeyPath, report: Report) -> None:
+    """Whoever reaches the admin listener may read it, so it stays on this machine."""
+    exposed = admin.listen is not None and not admin.listen.is_loopback
+    if exposed and not admin.unsafe_allow_remote:
+        report(
+            (*path, "listen"),
+            f"expected a loopback address or unix socket, got {admin.listen}",
+            "listen on 127.0.0.1 or unix:/PATH, or accept the risk with unsafe_allow_remote: true",
         )
 
 
@@ -238,6 +250,9 @@ def _check_addresses(values: dict[str, Any], walk: Walk) -> None:
         _check_address(walk, used, ("tunnel", "listen"), tunnel.listen)
     for name, listener in _mapping(values, "listeners").items():
         _check_address(walk, used, ("listeners", name, "listen"), listener.listen)
+    admin = values.get("admin")
+    if isinstance(admin, AdminConfig) and admin.listen is not None:
+        _check_address(walk, used, ("admin", "listen"), admin.listen)
 
 
 def _check_address(walk: Walk, used: dict[str, str], path: KeyPath, address: Address) -> None:

@@ -318,6 +318,21 @@ class ShutdownConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdminConfig:
+    """Where health, metrics and status are asked for, in plain HTTP.
+
+    Attributes:
+        listen: A loopback address or a unix socket; None for no admin listener.
+        hosts: Names besides loopback ones that a request's Host header may carry, or None.
+        unsafe_allow_remote: Listen on an address that is not loopback.
+    """
+
+    listen: Address | None = None
+    hosts: tuple[str, ...] | None = None
+    unsafe_allow_remote: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayConfig:
     """Everything `qproxy run` needs.
 
@@ -335,6 +350,7 @@ class GatewayConfig:
     listeners: Mapping[str, ListenerConfig] = field(default_factory=dict)
     services: Mapping[str, ServiceConfig] = field(default_factory=dict)
     shutdown: ShutdownConfig = field(default_factory=ShutdownConfig)
+    admin: AdminConfig = field(default_factory=AdminConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from qproxy.config import checks
 from qproxy.config.model import (
     GIB,
     KIB,
+    AdminConfig,
     ClientAuth,
     ControlConfig,
     Etsi014SourceConfig,
@@ -70,6 +71,10 @@ _NODE_NAME = Text(
 )
 _NAME = Text("a name of 1 to 64 letters, digits and '._-'", r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PEER_NAME = Reference(("peers",), _NODE_NAME)
+_HOST = Text(
+    "a host name of 1 to 253 letters, digits, '.' and '-'",
+    r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?",
+)
 _SAE_ID = Text("an SAE ID of 1 to 128 printable ASCII characters without blanks", r"[!-~]{1,128}")
 _CERTIFICATE = ReadableFile("a PEM file with a certificate")
 _PRIVATE_KEY = ReadableFile("a PEM file with a private key", secret=True)
@@ -217,6 +222,16 @@ _SERVICE = Section(
     hints={"listen": "a service has 'connect'; 'listen' belongs to a listener"},
 )
 
+_ADMIN = Section(
+    AdminConfig,
+    {
+        "listen": _LISTEN,
+        "hosts": ListOf(_HOST, "a list of host names, each once", 16),
+        "unsafe_allow_remote": Flag(),
+    },
+    check=checks.check_admin,
+)
+
 GATEWAY: Final = Section(
     GatewayConfig,
     {
@@ -235,6 +250,7 @@ GATEWAY: Final = Section(
         "listeners": Named(_NAME, _LISTENER, "<listener>", 0, MAX_ENTRIES),
         "services": Named(_NAME, _SERVICE, "<service>", 0, MAX_ENTRIES),
         "shutdown": Section(ShutdownConfig, {"drain_s": _seconds(0, 3600)}),
+        "admin": _ADMIN,
     },
     complete=checks.complete_gateway,
     hints={"kme_sim": "this is a file for 'qproxy kme-sim', not for a gateway"},

@@ -22,6 +22,7 @@ from qproxy.runtime.build import (
     build_tunnel_contexts,
     build_unknown_peer_settings,
 )
+from qproxy.runtime.counters import Tally
 from qproxy.runtime.hardening import disable_core_dumps, raise_descriptor_limit
 from qproxy.runtime.listeners import Listener, text_address
 from qproxy.runtime.peer import Peer
@@ -48,18 +49,28 @@ class Gateway:
     """Everything one process runs.
 
     Attributes:
+        config: what it was built from.
+        kem_provider: name of the library that computes ML-KEM.
         peers: by name.
         listeners: by name.
+        services: what peers may open here.
         tunnel_sockets: where tunnels from peers arrive.
+        refused: incoming tunnels that ended before they proved whose they are, by reason.
+        started_at: when it was built, in seconds of the runtime's monotonic clock.
+        draining: nothing new is taken.
     """
 
     def __init__(self, config: GatewayConfig, log: Logger) -> None:
         """Load everything the configuration names. Raises ConfigError."""
-        self._config = config
+        self.config = config
         self._log = log
         self._kem: KemProvider = load_kem_provider(config.node.kem_provider)
         self._contexts: TunnelContexts = build_tunnel_contexts(config)
-        self._services = Services(config.services, log)
+        self.kem_provider = self._kem.name
+        self.services = Services(config.services, log)
+        self.refused: Tally[Reason] = Tally()
+        self.started_at = trio.current_time()
+        self.draining = False
         self._unknown = build_unknown_peer_settings(config)
         self.peers = {name: self._build_peer(name) for name in config.peers}
         self.listeners = {
@@ -75,9 +86,9 @@ class Gateway:
             for name, listener in self.listeners.items():
                 where = f"listeners.{name}.listen: {listener.config.listen}"
                 listener.open()
-            if self._config.tunnel.listen is not None:
-                where = f"tunnel.listen: {self._config.tunnel.listen}"
-                self.tunnel_sockets = open_listeners(self._config.tunnel.listen)
+            if self.config.tunnel.listen is not None:
+                where = f"tunnel.listen: {self.config.tunnel.listen}"
+                self.tunnel_sockets = open_listeners(self.config.tunnel.listen)
         except OSError as error:
             self.close_listeners()
             raise GatewayError(f"{where}: {error.strerror or error}") from None
@@ -102,10 +113,11 @@ class Gateway:
 
     async def drain(self) -> None:
         """Take nothing new, wait for what is there, end the tunnels in order."""
+        self.draining = True
         self.close_listeners()
         for peer in self.peers.values():
             peer.drain()
-        with trio.move_on_after(self._config.shutdown.drain_s):
+        with trio.move_on_after(self.config.shutdown.drain_s):
             while any(peer.streams for peer in self.peers.values()):  # noqa: ASYNC110 - a count
                 await trio.sleep(_DRAIN_POLL_S)
         cut = sum(peer.streams for peer in self.peers.values())
@@ -141,7 +153,7 @@ class Gateway:
         self._log.info(
             "gateway_started",
             version=__version__,
-            node=self._config.node.name,
+            node=self.config.node.name,
             kem_provider=self._kem.name,
             peers=sorted(self.peers),
             listeners={
@@ -196,7 +208,7 @@ class Gateway:
     @property
     def max_tunnels(self) -> int:
         """Tunnels at once, over all peers."""
-        return self._config.tunnel.max_tunnels
+        return self.config.tunnel.max_tunnels
 
     def _find_peer(self, names: frozenset[str]) -> TunnelSettings | None:
         found = [peer for name, peer in self.peers.items() if name in names]
@@ -204,20 +216,20 @@ class Gateway:
         return found[0].settings if len(found) == 1 else None
 
     def _build_peer(self, name: str) -> Peer:
-        config = self._config.peers[name]
+        config = self.config.peers[name]
         log = self._log.bind(peer=name)
         source, kind = None, None
         if config.key_source is not None:
-            source, kind = build_source(self._config.key_sources[config.key_source], config)
+            source, kind = build_source(self.config.key_sources[config.key_source], config)
         quantum = QuantumSide(config, source, kind, log, now=trio.current_time())
         return Peer(
             config,
-            self._config,
-            build_settings(self._config, config),
+            self.config,
+            build_settings(self.config, config),
             quantum,
             client_tls=self._contexts.client,
             kem=self._kem,
-            services=self._services,
+            services=self.services,
             log=self._log,
         )
 
@@ -253,6 +265,7 @@ class _Incoming:
                 self.settle()
             self._peer.on_tunnel_event(tunnel, event)
         elif isinstance(event, TunnelClosed):
+            self._gateway.refused.add(event.reason, trio.current_time())
             self._log.warning(
                 "tunnel_refused",
                 address=self.address,

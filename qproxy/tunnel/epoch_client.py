@@ -160,8 +160,6 @@ class ClientEpochs(EpochExchange):
             raise LocalProtocolError(Reason.UNEXPECTED_MESSAGE, f"an epoch is {self.state.value}")
         if self._attempts >= MAX_ATTEMPTS_PER_EPOCH or self.chain.epoch >= MAX_EPOCH:
             raise LocalProtocolError(Reason.EPOCH_LIMIT, "attempts or epoch numbers are used up")
-        if self.chain.epoch >= MAX_EPOCH:
-            raise LocalProtocolError(Reason.EPOCH_LIMIT, "epoch numbers are used up")
         if mode is Mode.CLASSICAL_ONLY and self.effective_policy is Policy.REQUIRE:
             raise LocalProtocolError(Reason.POLICY_REQUIRE, "policy forbids classical-only")
         if (mode is Mode.HYBRID) != bool(keys) or len(keys) > MAX_KEYS_PER_OFFER:

@@ -175,8 +175,14 @@ class TlsPhase:
             raise RemoteProtocolError(
                 Reason.TLS_GROUP, f"TLS group {group!r} holds no ML-KEM; refused"
             )
-        certificate = connection.get_peer_certificate(as_cryptography=True)
-        own = connection.get_certificate(as_cryptography=True)
+        try:
+            certificate = connection.get_peer_certificate(as_cryptography=True)
+            own = connection.get_certificate(as_cryptography=True)
+        except (ValueError, x509.InvalidVersion):
+            # OpenSSL verifies certificates that the stricter parser refuses.
+            raise RemoteProtocolError(
+                Reason.CERTIFICATE_INVALID, "the peer's certificate cannot be parsed"
+            ) from None
         if certificate is None or own is None:
             raise RemoteProtocolError(Reason.CERTIFICATE_INVALID, "a certificate is missing")
         return self._identify(certificate, own, group)

@@ -32,7 +32,7 @@ from qproxy.crypto.schedule import EMPTY_TRANSCRIPT
 from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError, public_reason
 from qproxy.keys import QkdKey
 from qproxy.modes import Mode, Policy
-from qproxy.tunnel.announce import KeyReport, decode_announce, decode_report, encode_announce
+from qproxy.tunnel.announce import KeyReport
 from qproxy.tunnel.codec import malformed
 from qproxy.tunnel.constants import (
     MAX_RECORDS_BEFORE_CLIENT_SWITCH,
@@ -43,13 +43,9 @@ from qproxy.tunnel.epoch_server import ServerEpochs
 from qproxy.tunnel.epochs import Committed, make_binding, wipe_keys
 from qproxy.tunnel.events import (
     EpochConfirmed,
-    EpochRequested,
     Event,
     GoAwayReceived,
     HandshakeCompleted,
-    KeysAnnounced,
-    KeysReported,
-    Reauthenticated,
     TunnelClosed,
     TunnelEstablished,
 )
@@ -64,8 +60,6 @@ from qproxy.tunnel.frames import (
     decode_reason,
 )
 from qproxy.tunnel.messages import (
-    NO_REAUTH,
-    REAUTH_ID_BYTES,
     Abort,
     Accept,
     Confirm,
@@ -74,14 +68,14 @@ from qproxy.tunnel.messages import (
     Reject,
     decode_epoch_message,
 )
-from qproxy.tunnel.reauth import InnerHandshake
+from qproxy.tunnel.preparation import Preparation
 from qproxy.tunnel.records_in import RecordSplitter
 from qproxy.tunnel.records_out import MAX_OUTPUT_BYTES, RecordWriter
 from qproxy.tunnel.session import Session
 from qproxy.tunnel.settings import Role, TunnelSettings
 from qproxy.tunnel.states import ClientEpochState, Phase, ServerEpochState
 from qproxy.tunnel.timers import Timers
-from qproxy.tunnel.tls_phase import AuthenticatedPeer, FindPeer, TlsPhase
+from qproxy.tunnel.tls_phase import FindPeer, TlsPhase
 
 _DATA = int(FrameType.DATA)
 
@@ -127,9 +121,6 @@ class Connection:
         self._events: list[Event] = []
         self._splitter = RecordSplitter()
         self._writer = RecordWriter()
-        self._tls_context = tls_context
-        self._inner: InnerHandshake | None = None
-        self._last_reauth_id = NO_REAUTH
         self._tls: TlsPhase | None = TlsPhase(tls_context, role, settings, find_peer)
         self._epochs: ClientEpochs | ServerEpochs | None = None
         self._opener: RecordOpener | None = None
@@ -139,6 +130,9 @@ class Connection:
         self._peer_ended = False
         self.session = Session(role, settings, self._writer, self._events, now)
         self._timers = Timers(settings, role, self._writer, self.session, self._events, now)
+        self._preparation = Preparation(
+            role, settings, tls_context, self._writer, self._timers, self._events, random_bytes
+        )
         if role is Role.CLIENT:
             self._writer.add_raw(self._tls.start())
 
@@ -269,9 +263,8 @@ class Connection:
         if self.closed:
             return None
         moment = self._timers.next(self.phase, self._epochs, busy=self._epoch_busy())
-        if self._inner is not None and self.phase is Phase.OPEN:
-            return min(moment, self._inner.deadline)
-        return moment
+        inner = self._preparation.deadline if self.phase is Phase.OPEN else None
+        return moment if inner is None else min(moment, inner)
 
     def handle_timeout(self, now: float) -> None:
         """Do what is due. Never raises; a tunnel that must end says so by ``TunnelClosed``."""
@@ -294,7 +287,7 @@ class Connection:
             if reason is not None:
                 self._close(reason, clean=False)
                 return
-            if self._inner is not None and now >= self._inner.deadline:
+            if self._preparation.overdue(now):
                 self._close(Reason.HANDSHAKE_TIMEOUT, clean=False)
                 return
             self._timers.check_reauthentication(now)
@@ -351,27 +344,23 @@ class Connection:
     def announce_keys(self, keys: Sequence[OfferedKey]) -> None:
         """Client: name keys that will be offered soon, at most 64 at a time."""
         self._check_open()
-        self._writer.add_frame(FrameType.ANNOUNCE, 0, encode_announce(keys))
+        self._preparation.announce(keys)
 
     def report_keys(self, report: KeyReport) -> None:
         """Server: answer a ``KeysAnnounced``."""
         if self.phase is Phase.OPEN:
-            self._writer.add_frame(FrameType.REPORT, 0, report.encode())
+            self._preparation.report(report)
 
     def request_epoch(self, reason: Reason, now: float) -> None:
         """Server: ask the client for a new epoch, or with ``reauthentication`` for a fresh proof
         of who it is, without which the tunnel ends a minute later.
         """
         if self.phase is Phase.OPEN and self.role is Role.SERVER:
-            self._writer.add_frame(FrameType.REQUEST, 0, bytes([reason.code]))
-            if reason is Reason.REAUTHENTICATION:
-                self._timers.reauthentication_wanted(now)
-
-    # Re-authentication.
+            self._preparation.request(reason, now)
 
     def use_tls_context(self, tls_context: SSL.Context) -> None:
         """The certificates, authorities and revocation lists of every later re-authentication."""
-        self._tls_context = tls_context
+        self._preparation.tls_context = tls_context
 
     def reauthenticate(self, now: float) -> None:
         """Client: run a fresh TLS handshake inside the tunnel and mix it into the next epoch.
@@ -380,14 +369,7 @@ class Connection:
             LocalProtocolError: the tunnel is not up, or one is under way.
         """
         self._check_open()
-        epochs = self._epochs
-        if self.role is not Role.CLIENT or epochs is None or epochs.reauth_pending or self._inner:
-            raise LocalProtocolError(
-                Reason.UNEXPECTED_MESSAGE, "no re-authentication can be started now"
-            )
-        self._inner = self._new_inner(self._random_bytes(REAUTH_ID_BYTES), now)
-        self._timers.reauthentication_started(now)
-        self._send_inner(self._inner.start())
+        self._preparation.reauthenticate(self._require_epochs(), now)
 
     # Streams.
 
@@ -531,6 +513,7 @@ class Connection:
             raise LocalProtocolError(Reason.INTERNAL_ERROR, "nobody authenticated")
         self._settings = tls.settings
         self._timers.use(tls.settings)
+        self._preparation.settings = tls.settings
         binding = make_binding(self.role, self._settings, peer)
         exchange = ClientEpochs if self.role is Role.CLIENT else ServerEpochs
         self._epochs = exchange(
@@ -596,82 +579,11 @@ class Connection:
                 self.session.going_away = True
                 self._events.append(GoAwayReceived(decode_reason(payload, "GO_AWAY")))
             case FrameType.REQUEST | FrameType.ANNOUNCE | FrameType.REPORT | FrameType.TLS:
-                self._on_side_frame(frame, payload, now)
+                self._preparation.on_frame(frame, payload, self._require_epochs(), now)
             case FrameType.PING | FrameType.PONG:
                 self._timers.on_ping_frame(frame, payload, now)
             case _:
                 self.session.on_frame(frame, stream_id, payload, now)
-
-    def _on_side_frame(self, frame: FrameType, payload: bytes, now: float) -> None:
-        """Frames that prepare an epoch. Each belongs to one role, but TLS to both."""
-        match frame, self.role:
-            case FrameType.REQUEST, Role.CLIENT:
-                reason = decode_reason(payload, "REQUEST")
-                if reason is Reason.REAUTHENTICATION:
-                    self._timers.reauthentication_due(reason)
-                else:
-                    self._events.append(EpochRequested(reason))
-            case FrameType.ANNOUNCE, Role.SERVER:
-                self._events.append(KeysAnnounced(decode_announce(payload)))
-            case FrameType.REPORT, Role.CLIENT:
-                report = decode_report(payload)
-                held = tuple(key_id for key_id, reason in report.results if reason is None)
-                refused = tuple(
-                    (key_id, reason) for key_id, reason in report.results if reason is not None
-                )
-                self._events.append(KeysReported(report.instance_id, held, refused))
-            case FrameType.TLS, _:
-                self._on_inner_tls(payload, now)
-            case _:
-                raise RemoteProtocolError(
-                    Reason.UNEXPECTED_MESSAGE, f"{frame.name} is not for the {self.role.value}"
-                )
-
-    def _on_inner_tls(self, payload: bytes, now: float) -> None:
-        reauth_id, chunk = payload[:REAUTH_ID_BYTES], payload[REAUTH_ID_BYTES:]
-        if not chunk or reauth_id == NO_REAUTH:
-            raise malformed("a TLS frame without an ID or without TLS")
-        epochs = self._epochs
-        if epochs is None:
-            raise LocalProtocolError(Reason.INTERNAL_ERROR, "TLS frames before the first epoch")
-        if self._inner is None and self.role is Role.SERVER:
-            if epochs.reauth_pending:
-                raise RemoteProtocolError(
-                    Reason.UNEXPECTED_MESSAGE, "a re-authentication before the last is mixed in"
-                )
-            self._inner = self._new_inner(reauth_id, now)
-            self._timers.reauthentication_started(now)
-        inner = self._inner
-        if inner is None or inner.reauth_id != reauth_id:
-            if inner is None and reauth_id == self._last_reauth_id:
-                return  # The server's session tickets follow its end of the handshake.
-            raise RemoteProtocolError(
-                Reason.UNEXPECTED_MESSAGE, "TLS of a re-authentication that nobody started"
-            )
-        self._send_inner(inner.receive(chunk))
-        if inner.peer is not None:
-            self._on_reauthenticated(inner, inner.peer, epochs)
-
-    def _on_reauthenticated(
-        self,
-        inner: InnerHandshake,
-        peer: AuthenticatedPeer,
-        epochs: ClientEpochs | ServerEpochs,
-    ) -> None:
-        """Rule R2: from here on every OFFER mixes this in, until an epoch commits."""
-        self._inner = None
-        self._last_reauth_id = inner.reauth_id
-        epochs.mix_in(inner, make_binding(self.role, self._settings, peer))
-        self._events.append(Reauthenticated(peer.group, peer.certificate_hash))
-        if self.role is Role.CLIENT:
-            self._timers.epoch_due(Reason.REAUTHENTICATION)
-
-    def _new_inner(self, reauth_id: bytes, now: float) -> InnerHandshake:
-        return InnerHandshake(reauth_id, self._tls_context, self.role, self._settings, now)
-
-    def _send_inner(self, payloads: list[bytes]) -> None:
-        for payload in payloads:
-            self._writer.add_frame(FrameType.TLS, 0, payload)
 
     def _on_frame_while_ending(self, frame: FrameType, payload: bytes, now: float) -> None:
         """What the peer sent before our END reached it: only what changes the key of its END."""
@@ -844,6 +756,11 @@ class Connection:
             raise LocalProtocolError(Reason.INTERNAL_ERROR, "the TLS phase is over")
         return self._tls
 
+    def _require_epochs(self) -> ClientEpochs | ServerEpochs:
+        if self._epochs is None:
+            raise LocalProtocolError(Reason.INTERNAL_ERROR, "no epoch exchange yet")
+        return self._epochs
+
     def _require_server(self) -> ServerEpochs:
         if not isinstance(self._epochs, ServerEpochs):
             raise LocalProtocolError(Reason.INTERNAL_ERROR, "not the server's end")
@@ -867,7 +784,8 @@ class Connection:
         self._writer.output()
         self._writer.close()
         self._opener = self._next_opener = None
-        self._tls = self._inner = None
+        self._tls = None
+        self._preparation.drop()
         if self._epochs is not None:
             self._epochs.wipe()
         self._events.append(TunnelClosed(reason, clean))

@@ -66,7 +66,7 @@ class Child:
 
     def cpu_seconds(self) -> float:
         """User and system time so far, in seconds; of its own children, too, running or not."""
-        return sum(_cpu_ticks(pid) for pid in process_tree(self.pid)) / _TICKS_PER_S
+        return cpu_seconds(self.pid)
 
     def end(self) -> None:
         """SIGTERM, then SIGKILL when it takes too long. Idempotent."""
@@ -99,6 +99,11 @@ def process_tree(pid: int) -> list[int]:
             for thread in Path(f"/proc/{parent}/task").iterdir():
                 found.extend(int(word) for word in (thread / "children").read_text().split())
     return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process and of everything it started, in seconds."""
+    return sum(_cpu_ticks(each) for each in process_tree(pid)) / _TICKS_PER_S
 
 
 def _cpu_ticks(pid: int) -> int:

@@ -19,6 +19,8 @@ from bench.stats import MIN_ROUNDS, Spread, doubt, round_ratios
 
 #: Version of the record's form.
 FORMAT = 1
+#: Part of the machine's cores that other processes may have before a reader is warned.
+MAX_OTHERS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class Ratio:
 
     Attributes:
         case: what was measured.
+        value: by which of the samples' values.
         subject: the row above the line.
         other: the row below it.
         spread: the rounds' ratios.
@@ -74,6 +77,7 @@ class Ratio:
     """
 
     case: str
+    value: str
     subject: str
     other: str
     spread: Spread
@@ -89,7 +93,9 @@ class Record:
         started: UTC, ISO 8601.
         host: where.
         parameters: of the run.
-        value: which of a sample's values the ratios are made of; more of it is better.
+        value: which of a sample's values is the result; more of it is better.
+        cost: which of them is its price; less of it is better, and other people's load on the
+            machine hardly touches it.
         rows: the pairs.
         samples: all of them, in the order they were taken.
         finished: UTC, ISO 8601; "" until then.
@@ -100,6 +106,7 @@ class Record:
     host: Host
     parameters: Mapping[str, str | int | float]
     value: str
+    cost: str
     rows: list[Row] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     finished: str = ""
@@ -122,17 +129,25 @@ class Record:
         samples = list(self.by_round(row, case, value).values())
         return Spread.of(samples) if samples else None
 
-    def ratio(self, case: str, subject: str, other: str) -> Ratio | None:
-        """A subject beside another row, or None where they share no round."""
+    def ratio(self, case: str, subject: str, other: str, value: str | None = None) -> Ratio | None:
+        """A subject beside another row, or None where they share no round with that value.
+
+        Args:
+            case: what was measured.
+            subject: the row above the line.
+            other: the row below it.
+            value: of the samples; the record's ``value`` by default.
+        """
+        value = value or self.value
         ratios = round_ratios(
-            self.by_round(subject, case, self.value), self.by_round(other, case, self.value)
+            self.by_round(subject, case, value), self.by_round(other, case, value)
         )
         if not ratios:
             return None
         spread = Spread.of(ratios)
-        return Ratio(case, subject, other, spread, doubt(spread))
+        return Ratio(case, value, subject, other, spread, doubt(spread))
 
-    def ratios(self) -> list[Ratio]:
+    def ratios(self, value: str | None = None) -> list[Ratio]:
         """Every subject beside every other row, the subjects among themselves included."""
         subjects = [row.name for row in self.rows if row.kind is Kind.SUBJECT]
         pairs = [
@@ -141,7 +156,7 @@ class Record:
             for row in self.rows
             if row.name not in subjects[index:]
         ]
-        found = [self.ratio(case, *pair) for case in self.cases for pair in pairs]
+        found = [self.ratio(case, *pair, value) for case in self.cases for pair in pairs]
         return [ratio for ratio in found if ratio is not None]
 
     def best_peer(self, case: str) -> str | None:
@@ -156,6 +171,12 @@ class Record:
     def warnings(self) -> list[str]:
         """What a reader must know before believing a number."""
         found = [f"{row.name} failed: {row.failed}" for row in self.rows if row.failed]
+        others = [values for sample in self.samples if (values := sample.values.get("others"))]
+        if others and (share := Spread.of(others)).median > MAX_OTHERS:
+            found.append(
+                f"the machine was shared: other processes had {share.median:.0%} of its cores "
+                f"({share.low:.0%} to {share.high:.0%}); compare ratios and CPU time only"
+            )
         found += [
             f"{ratio.case}: {ratio.subject} ÷ {ratio.other}: {ratio.doubt}"
             for ratio in self.ratios()
@@ -170,7 +191,11 @@ class Record:
         """The whole record, the summary included."""
         document: dict[str, Any] = {"format": FORMAT, **dataclasses.asdict(self)}
         document["summary"] = {
-            "ratios": [dataclasses.asdict(ratio) for ratio in self.ratios()],
+            "ratios": [
+                dataclasses.asdict(ratio)
+                for value in (self.value, self.cost)
+                for ratio in self.ratios(value)
+            ],
             "best_peer": {case: self.best_peer(case) for case in self.cases},
             "warnings": self.warnings(),
         }

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from bench.pairs import Kind
 from bench.record import Ratio, Record, Row
 from bench.stats import Spread
 
 
-def markdown(record: Record, *, unit: str, cost: str, cost_unit: str) -> str:
+def markdown(record: Record, *, unit: str, cost_unit: str) -> str:
     """Everything a reader needs, in one page.
 
     Args:
         record: the run.
-        unit: of the value the ratios are made of.
-        cost: a second value shown beside it, where samples have it.
-        cost_unit: its unit.
+        unit: of the record's value.
+        cost_unit: of the record's cost.
     """
     parts = [_heading(record)]
-    parts += [_table(record, case, unit, cost, cost_unit) for case in record.cases]
+    for case in record.cases:
+        parts += [f"**{case}**", _medians(record, case, unit, cost_unit)]
+        parts.append(_ratios(record, case, unit, cost_unit))
     parts.append(_rows(record))
     warnings = record.warnings()
     if warnings:
@@ -35,35 +35,45 @@ def _heading(record: Record) -> str:
     )
 
 
-def _table(record: Record, case: str, unit: str, cost: str, cost_unit: str) -> str:
-    subjects = [row.name for row in record.rows if row.kind is Kind.SUBJECT]
+def _medians(record: Record, case: str, unit: str, cost_unit: str) -> str:
     best = record.best_peer(case)
-    header = ["pair", f"{unit} (median)", "min to max", cost_unit]
-    header += [f"{subject} ÷ it (min to max)" for subject in subjects]
-    lines = [f"**{case}**", "", _line(header), _line(["---"] + ["---:"] * (len(header) - 1))]
+    lines = _head("pair", unit, "min to max", cost_unit, "min to max")
     for row in record.rows:
         value = record.spread(row.name, case, record.value)
         if value is None:
             continue
-        costs = record.spread(row.name, case, cost)
+        cost = record.spread(row.name, case, record.cost)
         cells = [
             f"{row.name} (best peer)" if row.name == best else row.name,
             f"{value.median:.0f}",
             f"{value.low:.0f} to {value.high:.0f}",
-            f"{costs.median:.2f}" if costs else "",
+            f"{cost.median:.2f}" if cost else "",
+            _range(cost) if cost else "",
         ]
-        for subject in subjects:
-            same = subject == row.name
-            cells.append("" if same else _ratio(record.ratio(case, subject, row.name)))
         lines.append(_line(cells))
     return "\n".join(lines)
 
 
-def _ratio(ratio: Ratio | None) -> str:
+def _ratios(record: Record, case: str, unit: str, cost_unit: str) -> str:
+    """A question mark stands at a ratio that a warning is about."""
+    lines = _head("ratio", unit, "min to max", cost_unit, "min to max")
+    for ratio in record.ratios():
+        if ratio.case == case:
+            cost = record.ratio(case, ratio.subject, ratio.other, record.cost)
+            name = f"{ratio.subject} ÷ {ratio.other}"
+            lines.append(_line([name, *_ratio(ratio), *_ratio(cost)]))
+    return "\n".join(lines)
+
+
+def _head(*cells: str) -> list[str]:
+    return [_line(list(cells)), _line(["---"] + ["---:"] * (len(cells) - 1))]
+
+
+def _ratio(ratio: Ratio | None) -> list[str]:
     if ratio is None:
-        return ""
+        return ["", ""]
     mark = " ?" if ratio.doubt else ""
-    return f"{ratio.spread.median:.2f} ({_range(ratio.spread)}){mark}"
+    return [f"{ratio.spread.median:.2f}{mark}", _range(ratio.spread)]
 
 
 def _range(spread: Spread) -> str:

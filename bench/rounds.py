@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.children import wait_until
+from bench.children import cpu_seconds, wait_until
 from bench.generator import LoadClient, Service
 from bench.host import cpu_times, load_average
 from bench.pairs import ProxyPair, Running, Site
@@ -30,11 +30,13 @@ class Bench:
     Attributes:
         running: the pair.
         client: connected to the service through the pair.
+        service: the service behind it.
         first: no round before this one measured the pair.
     """
 
     running: Running
     client: LoadClient
+    service: Service
     first: bool
 
 
@@ -79,7 +81,7 @@ def run_rounds(record: Record, pairs: Sequence[ProxyPair], rounds: int, measure:
                     site = Site.make(
                         base / f"{number}-{_file_name(pair.name)}", base / "pki", service.port
                     )
-                    _measure_once(record, pair, row, number, site, client, measure)
+                    _measure_once(record, pair, row, number, site, (client, service), measure)
     record.finished = utc_now()
 
 
@@ -89,13 +91,14 @@ def _measure_once(
     row: Row,
     number: int,
     site: Site,
-    client: LoadClient,
+    load: tuple[LoadClient, Service],
     measure: Measure,
 ) -> None:
+    client, service = load
     try:
         with pair.running(site) as running:
             _connect(client, running)
-            for case, values in measure(Bench(running, client, first=number == 0)):
+            for case, values in measure(Bench(running, client, service, number == 0)):
                 busy = {**values, "load_average": load_average()}
                 record.samples.append(Sample(row.name, number, case, busy))
                 progress(f"round {number + 1}  {row.name:<20} {case:<6} {_values(values)}")
@@ -125,23 +128,32 @@ def _connect(client: LoadClient, running: Running) -> None:
 class CpuMeter:
     """CPU time over a measurement: of the proxies, and of everything else on the machine."""
 
-    def __init__(self, running: Running) -> None:
-        self._running = running
-        self._before = running.cpu_seconds()
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._before = bench.running.cpu_seconds()
+        self._ours = self._ours_now()
         self._busy, self._idle = cpu_times()
 
     def values(self) -> dict[str, float]:
-        """Seconds since the start, by role; and how much of the machine was idle."""
-        after = self._running.cpu_seconds()
+        """Seconds since the start, by role; and what others and nobody had of the machine."""
+        after = self._bench.running.cpu_seconds()
         used = {f"{role}_cpu_s": after[role] - self._before[role] for role in after}
         busy, idle = cpu_times()
+        ours = self._ours_now() - self._ours
         whole = busy - self._busy + idle - self._idle
         return {
             **used,
             "proxies_cpu_s": sum(used.values()),
-            "machine_cpu_s": busy - self._busy,
-            "machine_idle": (idle - self._idle) / whole if whole > 0 else 0.0,
+            "others": max(0.0, busy - self._busy - ours) / whole if whole > 0 else 0.0,
+            "idle": (idle - self._idle) / whole if whole > 0 else 0.0,
         }
+
+    def _ours_now(self) -> float:
+        """CPU time of the pair, of what helps it, and of the load generator, in seconds."""
+        bench = self._bench
+        return sum(child.cpu_seconds() for child in bench.running.processes) + sum(
+            cpu_seconds(program.pid) for program in (bench.client, bench.service)
+        )
 
 
 def _values(values: Mapping[str, float]) -> str:

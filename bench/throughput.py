@@ -48,6 +48,7 @@ def run_throughput(pairs: Sequence[ProxyPair], parameters: ThroughputParameters)
         host=Host.here(),
         parameters={**asdict(parameters), "connections": 1},
         value="mb_per_s",
+        cost="cpu_s_per_gb",
     )
     run_rounds(record, pairs, parameters.rounds, _measure(parameters))
     return record
@@ -55,7 +56,7 @@ def run_throughput(pairs: Sequence[ProxyPair], parameters: ThroughputParameters)
 
 def throughput_markdown(record: Record) -> str:
     """The record's tables. A megabyte is 10^6 bytes, a gigabyte 10^9."""
-    return markdown(record, unit="MB/s", cost="cpu_s_per_gb", cost_unit="CPU s/GB")
+    return markdown(record, unit="MB/s", cost_unit="CPU s/GB")
 
 
 def _measure(parameters: ThroughputParameters) -> Measure:
@@ -74,7 +75,7 @@ def _measure(parameters: ThroughputParameters) -> Measure:
 
 
 def _timed(bench: Bench, direction: str, count: int) -> dict[str, float]:
-    meter = CpuMeter(bench.running)
+    meter = CpuMeter(bench)
     seconds = bench.client.do(direction, _limit_s(count), bytes=count)
     values = {
         "bytes": float(count),

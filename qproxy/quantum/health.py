@@ -182,6 +182,7 @@ class LinkHealth:
         self._next_probe = now
         self._trial_backoff_s = settings.trial_backoff_s
         self._next_trial: float | None = None
+        self._trial_committed = False
 
     @property
     def state(self) -> LinkState:
@@ -259,6 +260,7 @@ class LinkHealth:
         """
         settings = self._settings
         self._key_failures += 1
+        self._trial_committed = False
         if not self.awaits_trial:
             return None
         if self._key_failures == settings.key_failures_to_down:
@@ -270,6 +272,9 @@ class LinkHealth:
 
     def key_confirmed(self, now: float) -> LinkChange | None:
         """A hybrid epoch committed: both ends held the same key."""
+        # The climb takes its time all the same; see take_trial for what holds until then.
+        if self.awaits_trial and self._answering_since is not None:
+            self._trial_committed = True
         self._key_failures = 0
         self._next_trial = None
         return self._climb(now)
@@ -291,7 +296,11 @@ class LinkHealth:
         """Whether one hybrid epoch may be tried now although the link is DOWN for its keys.
 
         A yes is given once for each wait, to one tunnel, and only while the KME itself answers.
+        Once a trial has committed, it is given to everybody until the link has climbed or anything
+        fails: a tunnel that rekeys meanwhile must not fall back from keys that work.
         """
+        if self._trial_committed and self._state is LinkState.DOWN:
+            return True
         if self._next_trial is None or now < self._next_trial or self._answering_since is None:
             return False
         wait = min(self._trial_backoff_s, self._settings.max_trial_backoff_s)
@@ -351,6 +360,7 @@ class LinkHealth:
         self._good_run = self._good_run + 1 if sign is Sign.GOOD else 0
         self._weak_run = 0 if sign is Sign.GOOD else self._weak_run + 1
         self._bad_run = self._bad_run + 1 if sign is Sign.BAD else 0
+        self._trial_committed = self._trial_committed and sign is not Sign.BAD
         self._good_since = self._begun(self._good_since, now) if sign is Sign.GOOD else None
         self._answering_since = (
             None if sign is Sign.BAD else self._begun(self._answering_since, now)
@@ -419,6 +429,7 @@ class LinkHealth:
         if new is LinkState.DOWN:
             self._probe_backoff_s = self._settings.probe_backoff_s
         self._window.clear()
+        self._trial_committed = False
         self._state, self._reason, self._since = new, reason, now
         return LinkChange(old, new, reason, now)
 

@@ -60,6 +60,13 @@ class Listener:
         """Bind. Raises OSError."""
         self.sockets = open_listeners(self.config.listen)
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where it listens now, as text; empty before it was opened and once closed."""
+        if isinstance(self.config.listen, UnixAddress):
+            return (str(self.config.listen),) if self.sockets else ()
+        return tuple(text_address(sock.getsockname()) for sock in self.sockets)
+
     def close(self) -> None:
         """Take no more connections; those accepted go on."""
         for sock in self.sockets:

@@ -9,6 +9,8 @@ from bench.pairs import Kind, ProxyPair, Running, Site
 from bench.record import Record, Row, Sample
 from bench.stats import BenchError
 
+UNITS = ("mb_per_s", "cpu_s_per_gb")
+
 HOST = Host(
     cpu="Imaginary CPU",
     cores=2,
@@ -23,7 +25,7 @@ HOST = Host(
 
 def make_record(speeds: dict[str, list[float]], kinds: dict[str, Kind]) -> Record:
     """A record of one case, "down", with these MB/s for each row and round."""
-    record = Record("throughput", "2026-01-31T12:00:00Z", HOST, {"rounds": 3}, "mb_per_s")
+    record = Record("throughput", "2026-01-31T12:00:00Z", HOST, {"rounds": 3}, *UNITS)
     record.rows = [Row(name, kind, version="1.0") for name, kind in kinds.items()]
     for name, values in speeds.items():
         for number, value in enumerate(values):

@@ -104,5 +104,5 @@ def test_a_failing_request_is_an_error_and_the_client_lives_on() -> None:
 
 
 def test_a_client_without_an_answer_is_not_waited_for_long() -> None:
-    with LoadClient() as client, pytest.raises(BenchError, match="within 0[.]05 s"):
+    with LoadClient() as client, pytest.raises(BenchError, match=r"within 0[.]05 s"):
         client.read_line(0.05)

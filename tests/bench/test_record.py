@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -69,6 +70,15 @@ def test_too_few_rounds_give_one_warning_not_one_for_each_ratio() -> None:
     assert make_record(speeds, KINDS).warnings() == ["2 round(s): no ratio means anything under 3"]
 
 
+def test_a_shared_machine_is_warned_of() -> None:
+    record = make_record(SPEEDS, KINDS)
+    for share, warned in ((0.01, False), (0.4, True)):
+        record.samples = [
+            replace(sample, values={**sample.values, "others": share}) for sample in record.samples
+        ]
+        assert any("shared" in text for text in record.warnings()) is warned
+
+
 def test_the_page_names_what_was_skipped_and_what_failed() -> None:
     record = make_record(SPEEDS, KINDS)
     record.rows.append(Row("gone", Kind.PEER, skipped="gone is not installed"))
@@ -76,7 +86,8 @@ def test_the_page_names_what_was_skipped_and_what_failed() -> None:
     page = throughput_markdown(record)
     assert "- gone: skipped, gone is not installed" in page
     assert "slow failed: round 3: did not get ready" in page
-    assert "| fast (best peer) | 115 | 110 to 230 | 1.50 | 1.09 (1.04 to 1.13) |" in page
+    assert "| fast (best peer) | 115 | 110 to 230 | 1.50 | 1.50 to 1.50 |" in page
+    assert "| qproxy ÷ fast | 1.09 | 1.04 to 1.13 | 1.00 | 1.00 to 1.00 |" in page
 
 
 def test_writing_makes_the_directory(tmp_path) -> None:

@@ -2,7 +2,7 @@ from bench.pairs import Kind
 from bench.record import Record
 from bench.rounds import Bench, run_rounds
 from bench.throughput import ThroughputParameters, run_throughput, throughput_markdown
-from tests.bench.helpers import HOST, FakePair, SleepingPair
+from tests.bench.helpers import HOST, UNITS, FakePair, SleepingPair
 
 SMALL = ThroughputParameters(
     rounds=2, sample_bytes=3_000_001, warmup_bytes=70_000, check_bytes=1_500_001
@@ -65,7 +65,7 @@ def test_bytes_are_checked_before_anything_is_timed(monkeypatch) -> None:
 
 
 def test_a_pair_s_processes_are_ended_when_it_fails_in_the_middle() -> None:
-    record = Record("throughput", "2026-01-31T12:00:00Z", HOST, {}, "mb_per_s")
+    record = Record("throughput", "2026-01-31T12:00:00Z", HOST, {}, *UNITS)
     pair = SleepingPair()
     seen = []
 

@@ -505,6 +505,43 @@ def test_a_trial_that_nobody_reports_on_is_given_again_later():
     assert health.take_trial(3.0 + DEFAULTS.max_trial_backoff_s * 1.2)
 
 
+def proven_by_a_trial() -> LinkHealth:
+    """Down for its keys; then the KME answers and a trial commits, too soon for the climb."""
+    health = down_for_keys()
+    health.success(2.0)
+    assert health.take_trial(2.2)
+    assert health.key_confirmed(2.3) is None
+    assert health.state is DOWN
+    return health
+
+
+def test_a_committed_trial_allows_more_hybrid_epochs_until_the_link_has_climbed():
+    health = proven_by_a_trial()
+    assert health.take_trial(2.4)
+    assert health.key_confirmed(2.5) is None
+    assert health.take_trial(3.0)
+    health.success(3.0)
+    assert health.success(4.5).new is HEALTHY
+    assert not health.take_trial(4.6)
+
+
+@pytest.mark.parametrize("end", ["failure", "key_failed"])
+def test_what_a_committed_trial_allows_ends_with_the_next_failure(end):
+    health = proven_by_a_trial()
+    getattr(health, end)(Reason.KME_UNAVAILABLE, 2.4)
+    health.success(2.5)
+    assert not health.take_trial(2.6)
+
+
+def test_a_hybrid_epoch_out_of_the_stock_proves_nothing_of_a_kme_that_is_gone():
+    health = healthy()
+    for n in range(3):
+        health.failure(REFUSED, 1.0 + n / 10)
+    health.key_confirmed(1.5)
+    health.success(1.6)
+    assert not health.take_trial(1.7)
+
+
 # --- settings --------------------------------------------------------------------------------
 
 

@@ -1,0 +1,268 @@
+"""Whether a gateway is ready, and what somebody who was woken up should know first.
+
+Ready means that every peer's policy is met: at least one tunnel takes streams, and where ``require``
+holds between the two ends, a QKD key in it is younger than the limit. Everything else that is not
+as it should be is a warning. Both are functions of a snapshot, so ``/readyz``, ``/status``,
+``/metrics`` and ``qproxy status`` never disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from qproxy.admin.status import (
+    GatewayStatus,
+    LinkStatus,
+    ListenerStatus,
+    PeerStatus,
+    QkdUse,
+    ReasonCounts,
+    StockStatus,
+    TunnelStatus,
+)
+from qproxy.errors import Reason
+from qproxy.modes import Mode, Policy
+from qproxy.quantum.health import LinkState
+
+#: Refusals and failures this recent are worth a warning, in seconds.
+RECENT_S: Final = 60.0
+#: How long the first word from a key source may take before its absence is worth one, in seconds.
+SETTLING_S: Final = 10.0
+#: Part of ``max_without_qkd_s`` that is left when an old QKD key is worth one.
+OLD_KEY_SHARE: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is not as it should be.
+
+    Attributes:
+        about: ``gateway``, ``peer``, ``listener`` or ``service``.
+        name: which one; the node's name for the gateway.
+        reason: from the closed set.
+        detail: the same in words, for people; may change from version to version.
+    """
+
+    about: str
+    name: str
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessment:
+    """What follows from a snapshot.
+
+    Attributes:
+        not_ready: why the gateway is not ready; empty where it is.
+        warnings: what else is wrong.
+    """
+
+    not_ready: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Every peer's policy is met, and nothing is being shut down."""
+        return not self.not_ready
+
+
+def assess(status: GatewayStatus) -> Assessment:
+    """Judge a snapshot."""
+    not_ready = list(_not_ready(status))
+    return Assessment(not_ready=tuple(not_ready), warnings=tuple(_warnings(status)))
+
+
+def peer_obstacle(peer: PeerStatus) -> Finding | None:
+    """Why a peer's policy is not met, or None where it is."""
+    usable = [tunnel for tunnel in peer.tunnels if tunnel.usable]
+    if not usable:
+        return _finding(peer, Reason.NO_TUNNEL, f"no usable tunnel{_last_trouble(peer)}")
+    if peer.policy.effective is not Policy.REQUIRE:
+        return None
+    if any(_is_fresh(tunnel, peer.policy.max_without_qkd_s) for tunnel in usable):
+        return None
+    if all(tunnel.qkd is QkdUse.NEVER for tunnel in usable):
+        return _finding(peer, Reason.POLICY_REQUIRE, "QKD is required and no tunnel has a QKD key")
+    age_s = min(tunnel.qkd_age_s for tunnel in usable if tunnel.qkd_age_s is not None)
+    return _finding(
+        peer,
+        Reason.QKD_TOO_OLD,
+        f"QKD is required and the last QKD key is {format_duration(age_s)} old",
+    )
+
+
+def format_duration(seconds: float) -> str:
+    """A duration for people, in its two largest units: ``4 min 10 s``."""
+    if seconds < 10:
+        return f"{max(0.0, seconds):.1f} s"
+    minutes, rest_s = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest_s} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours == 0:
+        return f"{minutes} min {rest_s} s"
+    days, hours = divmod(hours, 24)
+    return f"{hours} h {minutes} min" if days == 0 else f"{days} d {hours} h"
+
+
+# --- not ready ---------------------------------------------------------------------------
+
+
+def _not_ready(status: GatewayStatus) -> Iterator[Finding]:
+    if status.draining:
+        yield Finding(
+            about="gateway",
+            name=status.node,
+            reason=Reason.SHUTDOWN,
+            detail="draining: nothing new is taken",
+        )
+    for peer in status.peers:
+        obstacle = peer_obstacle(peer)
+        if obstacle is not None:
+            yield obstacle
+
+
+def _is_fresh(tunnel: TunnelStatus, max_without_qkd_s: float) -> bool:
+    if tunnel.qkd_age_s is None or tunnel.qkd_age_s > max_without_qkd_s:
+        return False
+    # The peer's limit may be the shorter one.
+    return tunnel.qkd_deadline_s is None or tunnel.qkd_deadline_s > 0
+
+
+def _last_trouble(peer: PeerStatus) -> str:
+    """The later of the last failed dial and the last closed tunnel."""
+    closed, dialled = peer.tunnels_closed, peer.not_connected
+    found = [
+        (counts.last_age_s, counts.last_reason, what)
+        for counts, what in ((closed, "the last one ended"), (dialled, "dialling failed"))
+        if counts.last_age_s is not None
+    ]
+    if not found:
+        return ", none yet" if peer.tunnels_wanted is None else ""
+    age_s, reason, what = min(found)
+    return f", {what} {format_duration(age_s)} ago: {reason}"
+
+
+# --- warnings ----------------------------------------------------------------------------
+
+
+def _warnings(status: GatewayStatus) -> Iterator[Finding]:
+    for peer in status.peers:
+        yield from _tunnel_warnings(peer)
+        yield from _key_warnings(peer)
+    for listener in status.listeners:
+        yield from _listener_warnings(listener)
+    for service in status.services:
+        yield from _recent("service", service.name, service.refused, "streams are refused")
+    yield from _recent(
+        "gateway", status.node, status.unknown_services, "a peer asks for unknown services"
+    )
+    yield from _recent(
+        "gateway", status.node, status.unauthenticated, "incoming tunnels fail to authenticate"
+    )
+
+
+def _tunnel_warnings(peer: PeerStatus) -> Iterator[Finding]:
+    wanted, up = peer.tunnels_wanted, len(peer.tunnels)
+    if wanted is not None and 0 < up < wanted:
+        trouble = _last_trouble(peer)
+        yield _finding(peer, Reason.NO_TUNNEL, f"{up} of {wanted} tunnels are up{trouble}")
+    weak = [tunnel for tunnel in peer.tunnels if tunnel.mode is Mode.CLASSICAL_ONLY]
+    if weak and peer.policy.effective is not Policy.OFF:
+        oldest = max(weak, key=lambda tunnel: tunnel.mode_age_s)
+        yield _finding(
+            peer,
+            oldest.mode_reason or Reason.INITIAL,
+            f"classical-only for {format_duration(oldest.mode_age_s)}: {oldest.mode_reason}"
+            f" (QKD keys {_QKD_WORDS[oldest.qkd]})",
+        )
+    groups = sorted({tunnel.tls_group for tunnel in peer.tunnels if not tunnel.tls_group_hybrid})
+    if groups:
+        yield _finding(
+            peer, Reason.TLS_GROUP, f"the TLS handshake used {', '.join(groups)}, without ML-KEM"
+        )
+    for tunnel in peer.tunnels:
+        left_s = tunnel.qkd_deadline_s
+        if left_s is not None and left_s < OLD_KEY_SHARE * peer.policy.max_without_qkd_s:
+            yield _finding(
+                peer,
+                Reason.QKD_TOO_OLD,
+                f"a tunnel ends in {format_duration(left_s)} unless a fresh QKD key comes",
+            )
+            break
+
+
+_QKD_WORDS: Final = {
+    QkdUse.FRESH: "in the running epoch",
+    QkdUse.CHAINED: "in earlier epochs it is chained to",
+    QkdUse.NEVER: "were never mixed in",
+}
+
+
+def _key_warnings(peer: PeerStatus) -> Iterator[Finding]:
+    if peer.link is not None and peer.policy.effective is not Policy.OFF:
+        yield from _link_warnings(peer, peer.link)
+        if peer.stock is not None:
+            yield from _stock_warnings(peer, peer.stock)
+    if any(tunnel.simulated for tunnel in peer.tunnels) or (
+        peer.link is not None and peer.link.simulated
+    ):
+        # Nothing failed: the source itself is the reason to look.
+        yield _finding(peer, Reason.KEY_INVALID, "QKD keys are SIMULATED: they protect nothing")
+
+
+def _link_warnings(peer: PeerStatus, link: LinkStatus) -> Iterator[Finding]:
+    unheard = link.reason is Reason.INITIAL
+    if link.state is not LinkState.HEALTHY and not (unheard and link.age_s < SETTLING_S):
+        why = "no word from the key source" if unheard else f"{link.reason}"
+        yield _finding(
+            peer,
+            link.reason,
+            f"quantum link {link.state} for {format_duration(link.age_s)}: {why}"
+            f" (key source {link.source})",
+        )
+    elif link.state is LinkState.HEALTHY:
+        yield from _recent("peer", peer.name, link.failures, f"calls to {link.source} fail")
+
+
+def _stock_warnings(peer: PeerStatus, stock: StockStatus) -> Iterator[Finding]:
+    stretched = [tunnel for tunnel in peer.tunnels if tunnel.economy]
+    if stretched:
+        interval_s = max(tunnel.rekey_interval_s or 0.0 for tunnel in stretched)
+        yield _finding(
+            peer,
+            Reason.KEYS_EXHAUSTED,
+            f"keys are short: epochs are stretched up to {format_duration(interval_s)}",
+        )
+    elif stock.low:
+        left = "" if stock.exhaustion_s is None else f", for {format_duration(stock.exhaustion_s)}"
+        yield _finding(peer, Reason.KEYS_EXHAUSTED, f"{stock.available} QKD keys in stock{left}")
+
+
+def _listener_warnings(listener: ListenerStatus) -> Iterator[Finding]:
+    if listener.connections_open >= listener.max_connections:
+        yield Finding(
+            about="listener",
+            name=listener.name,
+            reason=Reason.LIMIT_REACHED,
+            detail=f"full: {listener.connections_open} connections; new ones wait",
+        )
+    yield from _recent("listener", listener.name, listener.refused, "connections are refused")
+
+
+def _recent(about: str, name: str, counts: ReasonCounts, what: str) -> Iterator[Finding]:
+    reason, age_s = counts.last_reason, counts.last_age_s
+    if reason is not None and age_s is not None and age_s < RECENT_S:
+        yield Finding(
+            about=about,
+            name=name,
+            reason=reason,
+            detail=f"{what}, {format_duration(age_s)} ago: {reason} ({counts.total} so far)",
+        )
+
+
+def _finding(peer: PeerStatus, reason: Reason, detail: str) -> Finding:
+    return Finding(about="peer", name=peer.name, reason=reason, detail=detail)

@@ -1,0 +1,250 @@
+"""Reads a running gateway into :mod:`qproxy.admin.status` values.
+
+The one place of the admin side that touches the runtime's objects. It runs between two steps of
+the event loop, so what it reads fits together, and it changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from qproxy import __version__
+from qproxy.admin.status import (
+    GatewayStatus,
+    LinkStatus,
+    ListenerStatus,
+    ModeReasonCount,
+    PeerStatus,
+    PolicyStatus,
+    QkdUse,
+    ReasonCounts,
+    ServiceStatus,
+    StateReasonCount,
+    StockStatus,
+    TunnelStatus,
+)
+from qproxy.errors import Reason
+from qproxy.modes import Mode, Policy, stricter
+from qproxy.runtime.counters import Tally
+from qproxy.tunnel.settings import HYBRID_GROUPS
+
+if TYPE_CHECKING:
+    from qproxy.runtime.gateway import Gateway
+    from qproxy.runtime.listeners import Listener
+    from qproxy.runtime.peer import Peer
+    from qproxy.runtime.qkd import QuantumSide
+    from qproxy.runtime.services import Service
+    from qproxy.runtime.tunnel import Tunnel
+
+#: From the weakest to the strongest: a peer is as well off as its worst tunnel.
+_MODES = (Mode.CLASSICAL_ONLY, Mode.HYBRID)
+_QKD_USES = (QkdUse.NEVER, QkdUse.CHAINED, QkdUse.FRESH)
+
+
+def snapshot(gateway: Gateway, now: float) -> GatewayStatus:
+    """Everything the admin side knows about a gateway.
+
+    Args:
+        gateway: read, not changed.
+        now: seconds of the runtime's monotonic clock.
+    """
+    return GatewayStatus(
+        node=gateway.config.node.name,
+        version=__version__,
+        kem_provider=gateway.kem_provider,
+        uptime_s=now - gateway.started_at,
+        draining=gateway.draining,
+        peers=tuple(snapshot_peer(peer, now) for peer in gateway.peers.values()),
+        listeners=tuple(
+            _snapshot_listener(listener, now) for listener in gateway.listeners.values()
+        ),
+        services=tuple(
+            _snapshot_service(name, service, now)
+            for name, service in gateway.services.configured.items()
+        ),
+        unauthenticated=_counts(gateway.refused, now),
+        unknown_services=_counts(gateway.services.refused_unknown, now),
+    )
+
+
+def snapshot_peer(peer: Peer, now: float) -> PeerStatus:
+    """Everything about one peer. Arguments as for :func:`snapshot`."""
+    config, totals, quantum = peer.config, peer.totals, peer.quantum
+    tunnels = tuple(_snapshot_tunnel(peer, tunnel, now) for tunnel in peer.tunnels)
+    modes = [tunnel.mode for tunnel in tunnels if tunnel.mode is not None]
+    uses = [tunnel.qkd for tunnel in tunnels]
+    ages = [tunnel.qkd_age_s for tunnel in tunnels if tunnel.qkd_age_s is not None]
+    dials = config.address is not None
+    return PeerStatus(
+        name=config.name,
+        address=str(config.address) if dials else None,
+        tunnels_wanted=config.tunnels if dials else None,
+        mode=min(modes, key=_MODES.index, default=None),
+        qkd=min(uses, key=_QKD_USES.index, default=None),
+        qkd_age_s=max(ages) if ages and len(ages) == len(tunnels) else None,
+        policy=_policy(peer, (tunnel.policy.peer for tunnel in tunnels)),
+        kem=config.kem,
+        aead=config.aead,
+        psk=config.psk_file is not None,
+        tunnels=tunnels,
+        link=_snapshot_link(quantum, now),
+        stock=_snapshot_stock(quantum, now),
+        epochs={Mode.HYBRID: totals.hybrid_epochs, Mode.CLASSICAL_ONLY: totals.classical_epochs},
+        qkd_keys=totals.qkd_keys,
+        epoch_failures=_mode_counts(totals.epoch_failures),
+        mode_changes=_mode_counts(totals.mode_changes),
+        tunnels_opened=totals.tunnels,
+        tunnels_closed=_counts(totals.tunnels_closed, now),
+        not_connected=_counts(totals.not_connected, now),
+        streams_open=sum(tunnel.streams_open for tunnel in tunnels),
+        streams_opened=totals.streams + sum(tunnel.streams_opened for tunnel in tunnels),
+        bytes_sent=totals.bytes_sent + sum(tunnel.bytes_sent for tunnel in tunnels),
+        bytes_received=totals.bytes_received + sum(tunnel.bytes_received for tunnel in tunnels),
+    )
+
+
+def _snapshot_tunnel(peer: Peer, tunnel: Tunnel, now: float) -> TunnelStatus:
+    connection, facts, session = tunnel.connection, tunnel.facts, tunnel.connection.session
+    driver = peer.epoch_driver(tunnel)
+    mixed_at, deadline = connection.qkd_age_from, connection.qkd_deadline
+    return TunnelStatus(
+        role=connection.role,
+        usable=tunnel.usable,
+        age_s=now - facts.established_at,
+        mode=facts.mode,
+        mode_reason=facts.mode_reason,
+        mode_age_s=now - facts.mode_at,
+        epoch=connection.epoch,
+        epoch_age_s=now - facts.committed_at,
+        qkd=_qkd_use(facts.mode, mixed_at),
+        qkd_age_s=None if mixed_at is None else now - mixed_at,
+        qkd_deadline_s=None if deadline is None else deadline - now,
+        simulated=facts.simulated,
+        policy=_policy(peer, (connection.peer_policy,)),
+        tls_group=facts.tls_group,
+        tls_group_hybrid=facts.tls_group in HYBRID_GROUPS,
+        tls_cipher=facts.tls_cipher,
+        rekey_interval_s=None if driver is None else driver.rekey_interval_s,
+        economy=driver is not None and driver.economy,
+        waits_for=None if driver is None else driver.waits_for,
+        round_trip_s=facts.round_trip_s,
+        streams_open=len(tunnel.relays),
+        streams_opened=session.streams_opened,
+        bytes_sent=session.bytes_sent,
+        bytes_received=session.bytes_received,
+    )
+
+
+def _qkd_use(mode: Mode | None, mixed_at: float | None) -> QkdUse:
+    if mixed_at is None:
+        return QkdUse.NEVER
+    return QkdUse.FRESH if mode is Mode.HYBRID else QkdUse.CHAINED
+
+
+def _policy(peer: Peer, told: Iterable[Policy | None]) -> PolicyStatus:
+    """The policies between the two ends, the strictest the peer has told in its tunnels."""
+    local, remote = peer.config.policy, None
+    for policy in told:
+        if policy is not None:
+            remote = policy if remote is None else stricter(remote, policy)
+    return PolicyStatus(
+        local=local,
+        peer=remote,
+        effective=local if remote is None else stricter(local, remote),
+        max_without_qkd_s=peer.config.max_without_qkd_s,
+    )
+
+
+def _snapshot_link(quantum: QuantumSide, now: float) -> LinkStatus | None:
+    if not quantum.source_name:
+        return None
+    health, said = quantum.health, quantum.last_status
+    return LinkStatus(
+        source=quantum.source_name,
+        kind=quantum.source_kind,
+        simulated=quantum.simulated,
+        state=health.state,
+        reason=health.reason,
+        age_s=now - health.since,
+        changes=tuple(
+            StateReasonCount(state=state, reason=reason, count=count)
+            for (state, reason), count in sorted(quantum.link_changes.counts.items())
+        ),
+        failures=_counts(quantum.failures, now),
+        stored_keys=None if said is None else said.stored_key_count,
+        stored_keys_exhaustion_s=_finite(health.time_to_exhaustion_s()),
+        key_rate_bps=None if said is None else _finite(said.key_rate_bps),
+        qber=None if said is None else _finite(said.qber),
+    )
+
+
+def _snapshot_stock(quantum: QuantumSide, now: float) -> StockStatus | None:
+    if not quantum.source_name:
+        return None
+    stock, supply = quantum.stock, quantum.rate_keys_per_s
+    counters = stock.counters
+    return StockStatus(
+        kept=quantum.draws,
+        available=stock.available,
+        lent=stock.lent,
+        low=quantum.draws and stock.low,
+        use_keys_per_s=stock.use_keys_per_s(now),
+        supply_keys_per_s=_finite(supply),
+        exhaustion_s=_finite(stock.time_to_exhaustion_s(now, supply or 0.0)),
+        drawn=counters.drawn,
+        confirmed=counters.confirmed,
+        orphaned=counters.orphaned,
+        aged_out=counters.aged_out,
+        discarded=counters.discarded,
+        refused=counters.refused,
+        redeemed=quantum.redeemed,
+    )
+
+
+def _snapshot_listener(listener: Listener, now: float) -> ListenerStatus:
+    config, counters = listener.config, listener.counters
+    return ListenerStatus(
+        name=config.name,
+        addresses=listener.addresses,
+        peer=config.peer,
+        service=config.service,
+        tls=config.tls is not None,
+        connections_open=counters.open,
+        connections_accepted=counters.accepted,
+        max_connections=config.max_connections,
+        full=counters.full,
+        refused=_counts(counters.refused, now),
+    )
+
+
+def _snapshot_service(name: str, service: Service, now: float) -> ServiceStatus:
+    return ServiceStatus(
+        name=name,
+        connections_open=service.connections,
+        connections_opened=service.opened,
+        max_connections=service.config.max_connections,
+        refused=_counts(service.refused, now),
+    )
+
+
+def _counts(tally: Tally[Reason], now: float) -> ReasonCounts:
+    return ReasonCounts(
+        total=tally.counts.total(),
+        by_reason=dict(sorted(tally.counts.items())),
+        last_reason=tally.last,
+        last_age_s=None if tally.last is None else now - tally.last_at,
+    )
+
+
+def _mode_counts(tally: Tally[tuple[Mode, Reason]]) -> tuple[ModeReasonCount, ...]:
+    return tuple(
+        ModeReasonCount(mode=mode, reason=reason, count=count)
+        for (mode, reason), count in sorted(tally.counts.items())
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity, and no schema should need one."""
+    return value if value is not None and math.isfinite(value) else None

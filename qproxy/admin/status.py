@@ -1,0 +1,335 @@
+"""What a gateway looks like at one moment: frozen values, ages in seconds, no secret anywhere.
+
+The names of these fields are those of the ``/status`` document (``status.schema.json``), so a
+field renamed here is a new version there.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qproxy.errors import Reason
+from qproxy.modes import Aead, KemAlgorithm, Mode, Policy
+from qproxy.quantum.health import LinkState
+from qproxy.tunnel.settings import Role
+
+
+class QkdUse(enum.StrEnum):
+    """Where QKD keys are in what protects a tunnel."""
+
+    FRESH = "fresh"
+    """One is in the running epoch."""
+    CHAINED = "chained"
+    """One is in an earlier epoch that the running one is chained to."""
+    NEVER = "never"
+    """None ever was."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReasonCounts:
+    """How often something happened, by reason.
+
+    Attributes:
+        total: times altogether.
+        by_reason: times by reason; only reasons that occurred.
+        last_reason: the last one, or None.
+        last_age_s: seconds since then, or None.
+    """
+
+    total: int = 0
+    by_reason: Mapping[Reason, int]
+    last_reason: Reason | None = None
+    last_age_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModeReasonCount:
+    """How often an epoch in a mode failed, or a tunnel came into it, for one reason."""
+
+    mode: Mode
+    reason: Reason
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateReasonCount:
+    """How often the quantum link came into a state for one reason."""
+
+    state: LinkState
+    reason: Reason
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyStatus:
+    """What is demanded of the quantum link.
+
+    Attributes:
+        local: this end's policy.
+        peer: the peer's, as its tunnels authenticated it, or None without a tunnel.
+        effective: the stricter of both.
+        max_without_qkd_s: this end's limit under ``require``.
+    """
+
+    local: Policy
+    peer: Policy | None
+    effective: Policy
+    max_without_qkd_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelStatus:
+    """One established tunnel.
+
+    Attributes:
+        role: who dialled: ``client`` means this gateway did.
+        usable: it takes new streams.
+        age_s: since it was established.
+        mode: mode of the running epoch.
+        mode_reason: why it came into this mode.
+        mode_age_s: how long it has been in it.
+        epoch: number of the running epoch.
+        epoch_age_s: since that one was committed.
+        qkd: where QKD keys are in its protection.
+        qkd_age_s: since a QKD key was last mixed in, or None for never.
+        qkd_deadline_s: seconds until the tunnel ends for want of a fresh QKD key (below 0: it is
+            about to), or None where neither end requires one.
+        simulated: the QKD keys last mixed in are simulated.
+        policy: the policies that hold in it.
+        tls_group: key agreement of its TLS handshake.
+        tls_group_hybrid: whether ML-KEM is in that group.
+        tls_cipher: TLS cipher suite of its handshake.
+        rekey_interval_s: how long an epoch may last now; None where the peer decides.
+        economy: its epoch is stretched because keys are short.
+        waits_for: what keeps a wanted epoch from being offered, or None.
+        round_trip_s: smoothed, or None before the first measurement.
+        streams_open: streams in progress.
+        streams_opened: opened by either end since it was established.
+        bytes_sent: application bytes.
+        bytes_received: application bytes.
+    """
+
+    role: Role
+    usable: bool
+    age_s: float
+    mode: Mode | None
+    mode_reason: Reason | None
+    mode_age_s: float
+    epoch: int
+    epoch_age_s: float
+    qkd: QkdUse
+    qkd_age_s: float | None
+    qkd_deadline_s: float | None
+    simulated: bool
+    policy: PolicyStatus
+    tls_group: str
+    tls_group_hybrid: bool
+    tls_cipher: str
+    rekey_interval_s: float | None
+    economy: bool
+    waits_for: Reason | None
+    round_trip_s: float | None
+    streams_open: int
+    streams_opened: int
+    bytes_sent: int
+    bytes_received: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkStatus:
+    """The quantum link towards one peer, as seen through this end's key source.
+
+    Attributes:
+        source: name of the key source in the configuration.
+        kind: its kind, as offers name it.
+        simulated: the source says that its keys are simulated.
+        state: healthy, degraded or down.
+        reason: why.
+        age_s: how long it has been in this state.
+        changes: changes of state since the start, by the state from then on.
+        failures: calls to the source that failed.
+        stored_keys: keys in the KME's store by its last status, or None.
+        stored_keys_exhaustion_s: seconds until that store is empty by its trend; None where it is
+            not known or does not shrink.
+        key_rate_bps: secret key rate by its last status, in bits per second, or None.
+        qber: quantum bit error rate by its last status, 0 to 1, or None.
+    """
+
+    source: str
+    kind: str | None
+    simulated: bool
+    state: LinkState
+    reason: Reason
+    age_s: float
+    changes: tuple[StateReasonCount, ...]
+    failures: ReasonCounts
+    stored_keys: int | None
+    stored_keys_exhaustion_s: float | None
+    key_rate_bps: float | None
+    qber: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StockStatus:
+    """QKD keys that this gateway holds ahead of need, and what became of all of them.
+
+    Attributes:
+        kept: this gateway keeps a stock, because it dials; the other end only redeems.
+        available: keys that can be used now.
+        lent: keys in epoch attempts under way.
+        low: below low water.
+        use_keys_per_s: keys used each second over the last minute.
+        supply_keys_per_s: keys the link makes each second, or None where it does not say.
+        exhaustion_s: seconds until the stock is empty at this use and supply; None where it does
+            not shrink.
+        drawn, confirmed, orphaned, aged_out, discarded, refused: keys since the start; see
+            :class:`~qproxy.quantum.stock.StockCounters`.
+        redeemed: keys fetched by ID for tunnels that the peer dialled.
+    """
+
+    kept: bool
+    available: int
+    lent: int
+    low: bool
+    use_keys_per_s: float
+    supply_keys_per_s: float | None
+    exhaustion_s: float | None
+    drawn: int
+    confirmed: int
+    orphaned: int
+    aged_out: int
+    discarded: int
+    refused: int
+    redeemed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerStatus:
+    """One configured peer.
+
+    Attributes:
+        name: the peer's name.
+        address: where it is dialled, or None where it dials.
+        tunnels_wanted: tunnels this gateway keeps up; None where the peer dials.
+        mode: the weakest mode of its established tunnels, or None without one.
+        qkd: the weakest use of QKD among them, or None without one.
+        qkd_age_s: the oldest last QKD key among them; None without a tunnel or where one of them
+            never had any.
+        policy: what is demanded of the quantum link.
+        kem: ML-KEM parameter set.
+        aead: record protection offered.
+        psk: a pre-shared key is configured.
+        tunnels: the established ones.
+        link: the quantum link, or None without a key source.
+        stock: the keys, or None without a key source.
+        epochs: committed since the start, by mode.
+        qkd_keys: QKD keys that went into them.
+        epoch_failures: attempts that came to nothing.
+        mode_changes: first epochs and changes of mode.
+        tunnels_opened: tunnels established since the start.
+        tunnels_closed: tunnels over since the start, established or not.
+        not_connected: attempts to dial without a TCP connection.
+        streams_open, streams_opened, bytes_sent, bytes_received: over all tunnels since the
+            start.
+    """
+
+    name: str
+    address: str | None
+    tunnels_wanted: int | None
+    mode: Mode | None
+    qkd: QkdUse | None
+    qkd_age_s: float | None
+    policy: PolicyStatus
+    kem: KemAlgorithm
+    aead: Aead
+    psk: bool
+    tunnels: tuple[TunnelStatus, ...]
+    link: LinkStatus | None
+    stock: StockStatus | None
+    epochs: Mapping[Mode, int]
+    qkd_keys: int
+    epoch_failures: tuple[ModeReasonCount, ...]
+    mode_changes: tuple[ModeReasonCount, ...]
+    tunnels_opened: int
+    tunnels_closed: ReasonCounts
+    not_connected: ReasonCounts
+    streams_open: int
+    streams_opened: int
+    bytes_sent: int
+    bytes_received: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerStatus:
+    """One listener for applications.
+
+    Attributes:
+        name: its name in the configuration.
+        addresses: where it listens now; empty while draining.
+        peer, service: where its connections lead.
+        tls: TLS ends here.
+        connections_open: in progress.
+        connections_accepted: since the start.
+        max_connections: how many may be open.
+        full: times that accepting paused at that limit.
+        refused: connections that got no stream.
+    """
+
+    name: str
+    addresses: tuple[str, ...]
+    peer: str
+    service: str
+    tls: bool
+    connections_open: int
+    connections_accepted: int
+    max_connections: int
+    full: int
+    refused: ReasonCounts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceStatus:
+    """One service that peers may open streams to.
+
+    Attributes:
+        name: its name in the configuration.
+        connections_open: in progress or being opened.
+        connections_opened: since the start.
+        max_connections: how many may be open.
+        refused: streams refused.
+    """
+
+    name: str
+    connections_open: int
+    connections_opened: int
+    max_connections: int
+    refused: ReasonCounts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayStatus:
+    """A whole gateway.
+
+    Attributes:
+        node: its name.
+        version: of qproxy.
+        kem_provider: library that computes ML-KEM.
+        uptime_s: since it was built.
+        draining: it takes nothing new.
+        peers, listeners, services: in the configuration's order.
+        unauthenticated: incoming tunnels that ended before they proved whose they are.
+        unknown_services: streams that peers asked for to services that do not exist.
+    """
+
+    node: str
+    version: str
+    kem_provider: str
+    uptime_s: float
+    draining: bool
+    peers: tuple[PeerStatus, ...]
+    listeners: tuple[ListenerStatus, ...]
+    services: tuple[ServiceStatus, ...]
+    unauthenticated: ReasonCounts
+    unknown_services: ReasonCounts

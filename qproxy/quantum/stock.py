@@ -110,6 +110,7 @@ class _Stored:
     key: QkdKey
     drawn_at: float
     announced: bool = False
+    held: bool = False
 
 
 class Reservation:
@@ -309,10 +310,24 @@ class KeyStock:
             entry.announced = True
         return tuple(entry.key.key_id for entry in fresh)
 
-    def forget_announcements(self) -> None:
-        """The peer has forgotten what it was told (it restarted): announce everything again."""
-        for entry in self._stored.values():
-            entry.announced = False
+    @property
+    def announced(self) -> int:
+        """Stored keys that the peer has been told of."""
+        return sum(entry.announced for entry in self._stored.values())
+
+    def held_by_peer(self, key_ids: Iterable[str]) -> None:
+        """The peer says that it has redeemed these: an epoch that takes them waits for no KME."""
+        for key_id in key_ids:
+            entry = self._stored.get(canonical_key_id(key_id))
+            if entry is not None:
+                entry.held = True
+
+    def discard_held(self) -> int:
+        """The peer's process is another one: what the last one had redeemed is lost with it.
+
+        Returns how many keys were wiped.
+        """
+        return self.discard([entry.key.key_id for entry in self._stored.values() if entry.held])
 
     def discard(self, key_ids: Iterable[str]) -> int:
         """Wipe stored keys that are of no use, such as those the peer could not redeem.
@@ -328,12 +343,24 @@ class KeyStock:
         self._count(discarded=wiped)
         return wiped
 
+    def discard_all(self) -> int:
+        """The two ends' keys are out of step: nothing drawn so far can be relied on.
+
+        Returns how many keys were wiped.
+        """
+        return self.discard(tuple(self._stored))
+
     # --- using ---------------------------------------------------------------------------
 
-    def reserve(self, number: int, now: float) -> Reservation | None:
+    def reserve(self, number: int, now: float, *, fresh: bool = False) -> Reservation | None:
         """Lend ``number`` keys to an epoch: all of them or None.
 
-        Announced ones first, for the peer may hold them already, and the oldest first among them.
+        Those the peer holds come first, then announced ones, and the oldest first among equals.
+
+        Args:
+            number: how many.
+            now: when.
+            fresh: the other way round, for a peer that may have restarted since it was told.
 
         Raises:
             LocalProtocolError: internal_error, where ``number`` is not 1 to 64.
@@ -347,11 +374,15 @@ class KeyStock:
         if len(self._stored) < number or len(self._reservations) >= MAX_RESERVATIONS:
             return None
         # Sorting is stable, and the stored keys stand in the order of their age.
-        ids = sorted(self._stored, key=lambda key_id: not self._stored[key_id].announced)[:number]
+        ids = sorted(self._stored, key=self._distance_from_peer, reverse=fresh)[:number]
         reservation = Reservation(self, [self._stored.pop(key_id) for key_id in ids], now)
         self._reservations[id(reservation)] = reservation
         self._lent_ids.update(ids)
         return reservation
+
+    def _distance_from_peer(self, key_id: str) -> int:
+        entry = self._stored[key_id]
+        return 0 if entry.held else 1 if entry.announced else 2
 
     def _take_back(self, reservation: Reservation, entries: list[_Stored], now: float) -> None:
         self._forget(reservation)

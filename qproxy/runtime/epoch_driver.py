@@ -29,6 +29,8 @@ WAIT_S = 1.0
 #: First pause after a failed attempt, doubled up to the last, in seconds.
 RETRY_S = 0.05
 MAX_RETRY_S = 2.0
+#: Shortest time between two epochs that the server asks for, in seconds.
+REQUEST_PAUSE_S = 1.0
 
 #: Failures of a hybrid attempt that speak of the key or of the peer's key source.
 _KEY_FAILURES = PEER_HAS_NO_KEYS | {
@@ -74,6 +76,7 @@ class EpochDriver:
         self._failures = 0
         self._committed_at = trio.current_time()
         self._told: Reason | None = None
+        self._requested_at = -REQUEST_PAUSE_S
         self._decision: Decision | None = None
 
     def epoch_due(self, reason: Reason) -> None:
@@ -82,6 +85,20 @@ class EpochDriver:
         if self._wish in {None, Reason.LINK_CHANGE} or reason in _PRESSING:
             self._wish = reason
         self._wished.set()
+
+    def on_requested(self, reason: Reason) -> None:
+        """The server would like a new epoch, because of its own link.
+
+        A wish never changes the mode of an offer (rule R9). But a hybrid offer that the server
+        then REJECTs does, and that is authenticated; so in hybrid mode one is made, at a cost of
+        one key, and not more often than a second apart.
+        """
+        now = trio.current_time()
+        if self._mode is Mode.HYBRID and now - self._requested_at >= REQUEST_PAUSE_S:
+            self._requested_at = now
+            self.epoch_due(Reason.OPERATOR)
+        elif self._mode is Mode.CLASSICAL_ONLY:
+            self.epoch_due(Reason.LINK_CHANGE)
 
     def on_link_change(self, change: LinkChange) -> None:
         """Fall back, or climb back, if the tunnel's mode is not what the link now allows."""
@@ -224,7 +241,10 @@ class EpochDriver:
         now = trio.current_time()
         keys: tuple[QkdKey, ...] = ()
         if mode is Mode.HYBRID:
-            reservation = self._quantum.stock.reserve(self._quantum.policy.keys_per_epoch, now)
+            # A new tunnel may be one to a restarted peer, which holds nothing any more.
+            reservation = self._quantum.stock.reserve(
+                self._quantum.policy.keys_per_epoch, now, fresh=wish is Reason.INITIAL
+            )
             if reservation is None:
                 self._wished.set()  # Another tunnel was quicker: decide again.
                 return

@@ -227,7 +227,7 @@ class Gateway:
             self.config,
             build_settings(self.config, config),
             quantum,
-            client_tls=self._contexts.client,
+            tls=self._contexts,
             kem=self._kem,
             services=self.services,
             log=self._log,

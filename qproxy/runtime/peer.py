@@ -7,16 +7,16 @@ import random
 from dataclasses import dataclass, field
 
 import trio
-from OpenSSL import SSL
 
 from qproxy.config.model import GatewayConfig, PeerConfig
 from qproxy.crypto.kem import KemProvider
-from qproxy.errors import Reason
+from qproxy.errors import LocalProtocolError, Reason
 from qproxy.log import Logger
 from qproxy.modes import Mode
 from qproxy.net.endpoint import ConnectionLost
 from qproxy.net.listen import open_connection
-from qproxy.quantum.health import LinkChange
+from qproxy.quantum.health import LinkChange, LinkState
+from qproxy.runtime.build import TunnelContexts
 from qproxy.runtime.counters import Tally
 from qproxy.runtime.epoch_driver import EpochDriver
 from qproxy.runtime.qkd import QuantumSide
@@ -27,16 +27,22 @@ from qproxy.tunnel.events import (
     EpochCommitted,
     EpochDue,
     EpochFailed,
+    EpochRequested,
     Event,
     GoAwayReceived,
     HandshakeCompleted,
+    KeysAnnounced,
     KeysNeeded,
+    KeysReported,
     PolicyAgreed,
+    Reauthenticated,
+    ReauthenticationDue,
     RoundTrip,
     StreamRequested,
     TunnelClosed,
     TunnelEstablished,
 )
+from qproxy.tunnel.messages import OfferedKey
 from qproxy.tunnel.settings import Role, TunnelSettings
 
 #: Pauses between attempts to dial a peer: first, and longest, in seconds.
@@ -96,7 +102,7 @@ class Peer:
         settings: TunnelSettings,
         quantum: QuantumSide,
         *,
-        client_tls: SSL.Context,
+        tls: TunnelContexts,
         kem: KemProvider,
         services: Services,
         log: Logger,
@@ -108,7 +114,7 @@ class Peer:
         self.tunnels: list[Tunnel] = []
         self.totals = PeerTotals()
         self._gateway = gateway
-        self._client_tls = client_tls
+        self._tls = tls
         self._kem = kem
         self._services = services
         self._log = log.bind(peer=config.name)
@@ -117,6 +123,7 @@ class Peer:
         self._draining = False
         self._nursery: trio.Nursery | None = None
         quantum.on_link_change(self._on_link_change)
+        quantum.on_keys_drawn(self._announce)
 
     async def run(self) -> None:
         """Watch the quantum side and keep the configured tunnels up, until cancelled."""
@@ -187,6 +194,18 @@ class Peer:
                 self._on_failed(tunnel, event)
                 if driver is not None:
                     driver.on_failed(event)
+            case EpochRequested(reason):
+                if driver is not None:
+                    driver.on_requested(reason)
+            case KeysAnnounced(keys):
+                self._redeem_ahead(tunnel, keys)
+            case KeysReported():
+                self.quantum.on_report(event)
+            case ReauthenticationDue(reason):
+                self._reauthenticate(tunnel, reason)
+            case Reauthenticated():
+                tunnel.facts.tls_group = event.group
+                self._log.info("reauthenticated", role=tunnel.connection.role, group=event.group)
             case HandshakeCompleted():
                 tunnel.facts.tls_group, tunnel.facts.tls_cipher = event.group, event.cipher
                 self._log.debug("peer_authenticated", group=event.group, cipher=event.cipher)
@@ -231,7 +250,7 @@ class Peer:
         connection = Connection(
             Role.CLIENT,
             self.settings,
-            tls_context=self._client_tls,
+            tls_context=self._tls.client,
             kem=self._kem,
             random_bytes=os.urandom,
             now=trio.current_time(),
@@ -260,7 +279,8 @@ class Peer:
 
     def _redeem(self, tunnel: Tunnel, event: KeysNeeded) -> None:
         async def redeem() -> None:
-            answer = await self.quantum.redeem(event.keys)
+            peer_policy = tunnel.connection.peer_policy or self.config.policy
+            answer = await self.quantum.redeem(event.keys, peer_policy)
 
             def tell(core: Connection, now: float) -> None:
                 if isinstance(answer, Reason):
@@ -272,9 +292,55 @@ class Peer:
 
         tunnel.start_task(redeem)
 
+    def _redeem_ahead(self, tunnel: Tunnel, keys: tuple[OfferedKey, ...]) -> None:
+        async def redeem() -> None:
+            report = await self.quantum.redeem_ahead(keys)
+            tunnel.tell_core(lambda core, _now: core.report_keys(report))
+
+        tunnel.start_task(redeem)
+
+    def _announce(self) -> None:
+        """Tell the peer of new keys, over any tunnel that this end dialled."""
+        tunnel = next((t for t in self.tunnels if t.usable and t in self._drivers), None)
+        if tunnel is None:
+            return
+        keys = self.quantum.keys_to_announce()
+        if keys:
+            tunnel.tell_core(lambda core, _now: core.announce_keys(keys))
+
+    def _reauthenticate(self, tunnel: Tunnel, reason: Reason) -> None:
+        def start(core: Connection, now: float) -> None:
+            core.use_tls_context(self._tls.client)
+            core.reauthenticate(now)
+
+        self._log.debug("reauthenticating", reason=reason)
+        try:
+            tunnel.tell_core(start)
+        except LocalProtocolError as error:
+            self._log.debug("reauthentication_not_started", detail=str(error))
+
+    def use_tls(self, tls: TunnelContexts) -> None:
+        """Certificates, authorities or revocation lists have changed: prove everything again."""
+        self._tls = tls
+        for tunnel in list(self.tunnels):
+            if tunnel in self._drivers:
+                self._reauthenticate(tunnel, Reason.REAUTHENTICATION)
+            else:
+                tunnel.tell_core(self._ask_for_reauthentication)
+
+    def _ask_for_reauthentication(self, core: Connection, now: float) -> None:
+        core.use_tls_context(self._tls.server)
+        core.request_epoch(Reason.REAUTHENTICATION, now)
+
     def _on_link_change(self, change: LinkChange) -> None:
         for driver in list(self._drivers.values()):
             driver.on_link_change(change)
+        # Tunnels that the peer dialled: only it can start an epoch, so it is asked to.
+        down = change.new is LinkState.DOWN
+        for tunnel in list(self.tunnels):
+            concerned = tunnel not in self._drivers and (tunnel.facts.mode is Mode.HYBRID) == down
+            if concerned and change.new is not LinkState.DEGRADED:
+                tunnel.tell_core(lambda core, now: core.request_epoch(change.reason, now))
 
     def _on_established(self, tunnel: Tunnel) -> None:
         self.totals.tunnels += 1
@@ -292,6 +358,7 @@ class Peer:
             kem_provider=self._kem.name,
             aead=self.settings.aead,
         )
+        self._announce()
 
     def _on_committed(self, tunnel: Tunnel, event: EpochCommitted) -> None:
         if event.mode is Mode.HYBRID:

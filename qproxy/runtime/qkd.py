@@ -7,6 +7,7 @@ their own. All calls go through here, so that the link's health hears of every o
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 
@@ -20,15 +21,20 @@ from qproxy.modes import Mode, Policy
 from qproxy.quantum.health import LinkChange, LinkHealth, LinkReport, LinkState
 from qproxy.quantum.health_settings import HealthSettings
 from qproxy.quantum.policy import ModePolicy
+from qproxy.quantum.redeemed import RedeemedKeys, RedeemedSettings
 from qproxy.quantum.spent import SpentIds
 from qproxy.quantum.stock import KeyStock, StockSettings
 from qproxy.runtime.counters import Tally
-from qproxy.sources.base import KeySource, SourceStatus
+from qproxy.sources.base import KeySource, SourceStatus, wipe_keys
+from qproxy.tunnel.announce import INSTANCE_ID_BYTES, MAX_KEYS_PER_ANNOUNCE, KeyReport
+from qproxy.tunnel.events import KeysReported
 from qproxy.tunnel.messages import OfferedKey
 
 #: How long a new gateway waits for the first word from its key source before it dials, so that a
 #: tunnel does not begin in classical-only mode just because the first key was under way.
 FIRST_WORD_S = 3.0
+#: Names this process to peers, which must know when announced keys are lost with it.
+INSTANCE_ID = os.urandom(INSTANCE_ID_BYTES)
 #: Shortest pause between two calls for keys, in seconds.
 MIN_DRAW_PAUSE_S = 0.05
 
@@ -64,9 +70,13 @@ class QuantumSide:
         self._settings = health or HealthSettings()
         self._draws = config.address is not None
         self._redeemable = SpentIds()
+        self._held = RedeemedKeys(RedeemedSettings(), now)
+        self._fetch_ended = trio.Event()
+        self._peer_instance: bytes | None = None
         self._first_word = trio.Event()
         self._nudge = trio.Event()
         self._listeners: list[Callable[[LinkChange], None]] = []
+        self._draw_listeners: list[Callable[[], None]] = []
         self._rate: float | None = None
         self.source_kind = source_kind
         self.simulated = False
@@ -75,7 +85,8 @@ class QuantumSide:
         self.failures: Tally[Reason] = Tally()
         self.link_changes: Tally[tuple[LinkState, Reason]] = Tally()
         self.health = LinkHealth(self._settings, now, random=random.random)
-        self.stock = KeyStock(StockSettings(), SpentIds(), now)
+        self._stock_settings = StockSettings()
+        self.stock = KeyStock(self._stock_settings, SpentIds(), now)
         self.policy = ModePolicy(
             policy=config.policy,
             max_without_qkd_s=config.max_without_qkd_s,
@@ -104,6 +115,10 @@ class QuantumSide:
         """Call this with every change of the link's state."""
         self._listeners.append(listener)
 
+    def on_keys_drawn(self, listener: Callable[[], None]) -> None:
+        """Call this whenever keys have come into the stock."""
+        self._draw_listeners.append(listener)
+
     async def first_word(self) -> None:
         """Wait until keys are there or the link is known to be down, but not for long."""
         if self._source is not None and self._config.policy is not Policy.OFF:
@@ -131,9 +146,14 @@ class QuantumSide:
             with trio.CancelScope(shield=True), trio.move_on_after(1):
                 await source.aclose()
             self.stock.close(trio.current_time())
+            self._held.close()
 
-    async def redeem(self, keys: tuple[OfferedKey, ...]) -> list[QkdKey] | Reason:
-        """The server's side of an OFFER: claim every ID once, then fetch the keys.
+    # The server's side.
+
+    async def redeem(
+        self, keys: tuple[OfferedKey, ...], peer_policy: Policy
+    ) -> list[QkdKey] | Reason:
+        """The server's side of an OFFER: claim every ID once, then take or fetch the keys.
 
         Returns:
             The keys in the order offered, the caller's to wipe; or why they cannot be had.
@@ -142,11 +162,6 @@ class QuantumSide:
         source = self._source
         if source is None:
             return Reason.NO_KEY_SOURCE
-        refusal = self.policy.answer(
-            Mode.HYBRID, self._config.policy, self.health.state, self.health.reason
-        )
-        if refusal is not None:
-            return refusal
         size_bits = self._config.qkd_key_size_bits
         if any(key.size_bytes * 8 != size_bits for key in keys):
             return Reason.KEY_INVALID
@@ -154,25 +169,138 @@ class QuantumSide:
         claims = [self._redeemable.claim(key.key_id, now) for key in keys]
         if not all(claims):
             return Reason.KEY_SPENT
+        refusal = self._refusal(peer_policy)
+        if refusal is not None:
+            return refusal
         try:
             with trio.fail_after(self._config.kme_timeout_s):
-                redeemed = await source.get_keys_by_id([key.key_id for key in keys], size_bits)
+                redeemed = await self._take_or_fetch(source, [key.key_id for key in keys])
         except trio.TooSlowError:
             self._failed(Reason.KME_TIMEOUT, "no answer in time", drawing=False)
             return Reason.KME_TIMEOUT
         except KeySourceError as error:
-            if error.reason in {Reason.KEY_NOT_FOUND, Reason.KEY_INVALID}:
-                self.failures.add(error.reason, trio.current_time())
-            else:
-                self._failed(error.reason, str(error), drawing=False)
+            self._fetch_failed(error)
             return error.reason
-        self._told(self.health.success(trio.current_time(), latency_s=None))
         self.redeemed += len(redeemed)
         return redeemed
+
+    async def redeem_ahead(self, keys: tuple[OfferedKey, ...]) -> KeyReport:
+        """The server's side of an ANNOUNCE: fetch what there is room for, and say what is held."""
+        now = trio.current_time()
+        results: dict[str, Reason | None] = {}
+        for key in keys:
+            results[key.key_id] = self._refusal_ahead(key, now)
+        wanted = [key_id for key_id, refusal in results.items() if refusal is None]
+        if wanted and self._source is not None:
+            failure = await self._fetch_ahead(self._source, wanted)
+            if failure is not None:
+                results.update(dict.fromkeys(wanted, failure))
+        return KeyReport(INSTANCE_ID, tuple(results.items()))
+
+    # The client's side of announcing.
+
+    def keys_to_announce(self) -> tuple[OfferedKey, ...]:
+        """Keys the peer should redeem ahead; at most half of the stock is ever told.
+
+        The other half is for the first epoch with a peer that has restarted: what it had
+        redeemed is lost with its memory.
+        """
+        kind = self.source_kind
+        if kind is None or not self._draws or self.health.state is LinkState.DOWN:
+            return ()
+        room = self._stock_settings.high_water // 2 - self.stock.announced
+        size_bytes = self._config.qkd_key_size_bits // 8
+        ids = self.stock.announce(min(room, MAX_KEYS_PER_ANNOUNCE))
+        return tuple(OfferedKey(kind, size_bytes, key_id) for key_id in ids)
+
+    def on_report(self, event: KeysReported) -> None:
+        """What the peer says of announced keys. Those it cannot have are wiped."""
+        if self._peer_instance not in {None, event.instance_id}:
+            self._log.info("peer_restarted", keys_discarded=self.stock.discard_held())
+        self._peer_instance = event.instance_id
+        self.stock.held_by_peer(event.held)
+        lost = [key_id for key_id, reason in event.refused if reason is not Reason.LIMIT_REACHED]
+        if lost:
+            reasons = sorted({reason for _, reason in event.refused})
+            self._log.debug("announced_keys_refused", count=len(lost), reasons=reasons)
+            self.stock.discard(lost)
+            self.nudge()
+
+    def _refusal_ahead(self, key: OfferedKey, now: float) -> Reason | None:
+        """Why an announced key is not fetched, or None."""
+        if self._source is None:
+            return Reason.NO_KEY_SOURCE
+        if key.size_bytes * 8 != self._config.qkd_key_size_bits or key.source != self.source_kind:
+            return Reason.KEY_INVALID
+        if self._redeemable.spent(key.key_id, now):
+            return Reason.KEY_SPENT
+        return self._held.admit(key.key_id, now)
+
+    async def _take_or_fetch(self, source: KeySource, key_ids: list[str]) -> list[QkdKey]:
+        """Keys held already, the others from the source; in the order asked."""
+        while any(self._held.is_fetching(key_id) for key_id in key_ids):
+            await self._fetch_ended.wait()
+        now = trio.current_time()
+        found = {key_id: self._held.take(key_id, now) for key_id in key_ids}
+        missing = [key_id for key_id, key in found.items() if key is None]
+        try:
+            if missing:
+                fetched = await source.get_keys_by_id(missing, self._config.qkd_key_size_bits)
+                found.update(zip(missing, fetched, strict=True))
+                self._told(self.health.success(trio.current_time()))
+        except BaseException:
+            wipe_keys([key for key in found.values() if key is not None])
+            raise
+        return [key for key in found.values() if key is not None]
+
+    async def _fetch_ahead(self, source: KeySource, key_ids: list[str]) -> Reason | None:
+        try:
+            with trio.fail_after(self._config.kme_timeout_s):
+                keys = await source.get_keys_by_id(key_ids, self._config.qkd_key_size_bits)
+        except trio.TooSlowError:
+            self._failed(Reason.KME_TIMEOUT, "no answer in time", drawing=False)
+            return Reason.KME_TIMEOUT
+        except KeySourceError as error:
+            self._fetch_failed(error)
+            return error.reason
+        else:
+            now = trio.current_time()
+            for key in keys:
+                self._held.fetched(key, now)
+            self._told(self.health.success(now))
+            return None
+        finally:
+            self._held.not_fetched(key_ids)
+            self._fetch_ended.set()
+            self._fetch_ended = trio.Event()
+
+    def _fetch_failed(self, error: KeySourceError) -> None:
+        """Failures that speak of one key say nothing of the link."""
+        if error.reason in {Reason.KEY_NOT_FOUND, Reason.KEY_INVALID}:
+            self.failures.add(error.reason, trio.current_time())
+        else:
+            self._failed(error.reason, str(error), drawing=False)
+
+    def _refusal(self, peer_policy: Policy) -> Reason | None:
+        """Why this end will not have a hybrid epoch just now, although it was offered one.
+
+        With the link down there is no sense in spending what is held, unless somebody requires it.
+        A link that is down for its keys is no reason: only an epoch can heal it.
+        """
+        health, reason = self.health, self.health.reason
+        refusal = self.policy.answer(Mode.HYBRID, peer_policy, health.state, reason)
+        if refusal is None and health.state is LinkState.DOWN and not health.awaits_trial:
+            required = self.policy.effective(peer_policy) is Policy.REQUIRE
+            return None if required else reason
+        return refusal
 
     def key_failed(self, reason: Reason) -> None:
         """A hybrid epoch failed for its key, here or at the peer."""
         self._told(self.health.key_failed(reason, trio.current_time()))
+        if reason in {Reason.KEY_MISMATCH, Reason.KEY_NOT_FOUND}:
+            # Other keys drawn or announced before are as likely to be of no use: start afresh.
+            self.stock.discard_all()
+            self.nudge()
 
     def key_confirmed(self) -> None:
         """A hybrid epoch committed."""
@@ -185,6 +313,9 @@ class QuantumSide:
         wanted = self.stock.want(now) if self._draws else 0
         if self.health.wants_draw and self._draws:
             wanted = max(1, wanted)
+        if self.health.awaits_trial and wanted:
+            # Until a trial has shown that both ends get the same keys, one at a time will do.
+            wanted = 0 if self.stock.available else 1
         probe_due = self.health.next_probe_at(now) <= now
         if self.health.state is LinkState.DOWN and not probe_due:
             return
@@ -217,9 +348,12 @@ class QuantumSide:
             if keys:
                 self.simulated = keys[0].simulated
             self._told(self.health.success(now, latency_s=now - began, drew_keys=True))
-            self._first_word.set()
         finally:
             self.stock.end_draw(number, keys, trio.current_time())
+        if keys:
+            self._first_word.set()
+            for listener in self._draw_listeners:
+                listener()
 
     async def _probe(self, source: KeySource) -> None:
         began = trio.current_time()

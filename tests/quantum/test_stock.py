@@ -313,9 +313,23 @@ def test_ids_are_announced_once_oldest_first_and_used_first():
     assert stock.announce(2) == ("a", "b")
     assert stock.announce(2) == ("c",)
     assert stock.announce(2) == ()
-    stock.forget_announcements()
-    assert stock.announce(10) == ("a", "b", "c")
+    assert stock.announced == 3
     assert not stock.spent.spent("a", 0)
+
+
+def test_keys_the_peer_holds_are_used_first_and_discarded_when_it_restarts():
+    stock = filled("a", "b", "c", "d")
+    assert stock.announce(3) == ("a", "b", "c")
+    stock.held_by_peer(["b", "nobody's"])
+    first = stock.reserve(2, 0)
+    assert first.key_ids == ("b", "a")
+    first.released(0)
+    fresh = stock.reserve(2, 0, fresh=True)
+    assert fresh.key_ids == ("d", "c")
+    fresh.released(0)
+    stock.held_by_peer(["a"])
+    assert stock.discard_held() == 2
+    assert stock.available == 2
 
 
 def test_a_key_the_peer_knows_of_is_used_before_an_older_one():
@@ -457,3 +471,10 @@ TestAnySequence = StockMachine.TestCase
 TestAnySequence.settings = hypothesis_settings(
     max_examples=60, stateful_step_count=40, deadline=None
 )
+
+
+def test_everything_is_discarded_when_the_ends_are_out_of_step():
+    stock = filled("a", "b", "c")
+    assert stock.discard_all() == 3
+    assert stock.available == 0
+    assert stock.counters.discarded == 3

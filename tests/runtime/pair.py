@@ -18,6 +18,7 @@ from qproxy.config.model import GatewayConfig, IdentityConfig, NodeConfig, PeerC
 from qproxy.log import get_logger
 from qproxy.modes import Mode, Policy
 from qproxy.net.listen import accept, open_listeners
+from qproxy.runtime.build import TunnelContexts
 from qproxy.runtime.peer import Peer
 from qproxy.runtime.qkd import QuantumSide
 from qproxy.runtime.services import Services
@@ -61,13 +62,15 @@ class GatewayPair:
 
     async def until(self, condition: Callable[[], bool], limit_s: float = 20.0) -> None:
         with trio.fail_after(limit_s):
-            while not condition():  # noqa: ASYNC110 - several objects make it true
+            while not condition():
                 await trio.sleep(0.005)
 
     async def until_mode(self, mode: Mode) -> None:
         await self.until(
-            lambda: (self.client.modes or [None])[-1] is mode
-            and (self.server.modes or [None])[-1] is mode
+            lambda: (
+                (self.client.modes or [None])[-1] is mode
+                and (self.server.modes or [None])[-1] is mode
+            )
         )
 
     @property
@@ -123,7 +126,9 @@ async def gateway_pair(
             _gateway_config(local),
             replace(base, policy=policy, **settings),
             quantum,
-            client_tls=tunnel_context(Role.CLIENT, "gw-a"),
+            tls=TunnelContexts(
+                client=tunnel_context(Role.CLIENT, local), server=tunnel_context(Role.SERVER, local)
+            ),
             kem=KEM,
             services=Services(services, log),
             log=log,

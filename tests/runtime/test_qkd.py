@@ -12,6 +12,7 @@ from qproxy.address import TcpAddress
 from qproxy.config.model import PeerConfig
 from qproxy.errors import Reason
 from qproxy.log import get_logger
+from qproxy.modes import Policy
 from qproxy.quantum.health import LinkChange, LinkState
 from qproxy.runtime.qkd import QuantumSide
 from qproxy.tunnel.messages import OfferedKey
@@ -43,7 +44,7 @@ async def until(condition: Callable[[], bool], limit_s: float = 60.0) -> float:
     """Wait on the fake clock. Returns how long it took."""
     began = trio.current_time()
     with trio.fail_after(limit_s):
-        while not condition():  # noqa: ASYNC110 - the clock is a fake
+        while not condition():
             await trio.sleep(0.01)
     return trio.current_time() - began
 
@@ -67,9 +68,7 @@ async def test_a_gateway_that_only_waits_draws_no_keys(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     source = FakeSource()
-    waits = PeerConfig(
-        name="gw-a", local_sae_id="gw-b", peer_sae_id="gw-a", key_source="fake"
-    )
+    waits = PeerConfig(name="gw-a", local_sae_id="gw-b", peer_sae_id="gw-a", key_source="fake")
     quantum = quantum_side(source, waits)
 
     async def action() -> None:
@@ -119,13 +118,13 @@ async def test_an_id_is_redeemed_once_whatever_comes_of_it(
     source = FakeSource()
     quantum = quantum_side(source)
     offered = (OfferedKey("etsi-qkd-014", 32, "id-1"), OfferedKey("etsi-qkd-014", 32, "id-2"))
-    redeemed = await quantum.redeem(offered)
+    redeemed = await quantum.redeem(offered, Policy.PREFER)
     assert isinstance(redeemed, list)
     assert [key.key_id for key in redeemed] == ["id-1", "id-2"]
     again = (OfferedKey("etsi-qkd-014", 32, "id-3"), OfferedKey("etsi-qkd-014", 32, "id-1"))
-    assert await quantum.redeem(again) is Reason.KEY_SPENT
+    assert await quantum.redeem(again, Policy.PREFER) is Reason.KEY_SPENT
     # id-3 stood in a refused offer: it is burnt as well.
-    assert await quantum.redeem(again[:1]) is Reason.KEY_SPENT
+    assert await quantum.redeem(again[:1], Policy.PREFER) is Reason.KEY_SPENT
     assert source.redeemed == ["id-1", "id-2"]
 
 
@@ -133,12 +132,20 @@ async def test_refusals_name_their_cause(autojump_clock: trio.testing.MockClock)
     source = FakeSource()
     quantum = quantum_side(source)
     assert (
-        await quantum.redeem((OfferedKey("etsi-qkd-014", 64, "too-long"),)) is Reason.KEY_INVALID
+        await quantum.redeem((OfferedKey("etsi-qkd-014", 64, "too-long"),), Policy.PREFER)
+        is Reason.KEY_INVALID
     )
     source.failure = Reason.KEY_NOT_FOUND
-    assert await quantum.redeem((OfferedKey("etsi-qkd-014", 32, "a"),)) is Reason.KEY_NOT_FOUND
-    source.failure, source.hang = None, True
-    assert await quantum.redeem((OfferedKey("etsi-qkd-014", 32, "b"),)) is Reason.KME_TIMEOUT
     assert (
-        await quantum_side(None).redeem((OfferedKey("file", 32, "c"),)) is Reason.NO_KEY_SOURCE
+        await quantum.redeem((OfferedKey("etsi-qkd-014", 32, "a"),), Policy.PREFER)
+        is Reason.KEY_NOT_FOUND
+    )
+    source.failure, source.hang = None, True
+    assert (
+        await quantum.redeem((OfferedKey("etsi-qkd-014", 32, "b"),), Policy.PREFER)
+        is Reason.KME_TIMEOUT
+    )
+    assert (
+        await quantum_side(None).redeem((OfferedKey("file", 32, "c"),), Policy.PREFER)
+        is Reason.NO_KEY_SOURCE
     )

@@ -21,7 +21,7 @@ from qproxy.tunnel.frames import FRAME_HEADER_BYTES, MAX_PAYLOAD_BYTES, FrameTyp
 from qproxy.tunnel.messages import decode_epoch_message
 from qproxy.tunnel.settings import Role
 from tests.tunnel.adversary import frame, intercept, listen_in, other, seal, split_records
-from tests.tunnel.bounds import SMALL, feed, settle
+from tests.tunnel.bounds import MAX_ROUNDS, SMALL, check_limits, feed, settle
 from tests.tunnel.helpers import CLIENT, SERVER, Pair, established, make_pair, qkd_keys, replace
 from tests.tunnel.rules import BOTH
 from tests.tunnel.test_connection import open_stream

@@ -328,6 +328,10 @@ class KeyStock:
         self._count(discarded=wiped)
         return wiped
 
+    def discard_all(self) -> int:
+        """Wipe every stored key; lent ones stay. Returns how many were wiped."""
+        return self.discard(tuple(self._stored))
+
     # --- using ---------------------------------------------------------------------------
 
     def reserve(self, number: int, now: float) -> Reservation | None:
@@ -415,7 +419,7 @@ class KeyStock:
                 reservation.orphaned(now)
             else:
                 reservation.released(now)
-        self.discard(tuple(self._stored))
+        self.discard_all()
 
     # --- telling -------------------------------------------------------------------------
 

@@ -31,6 +31,12 @@ from qproxy.tunnel.messages import OfferedKey
 FIRST_WORD_S = 3.0
 #: Shortest pause between two calls for keys, in seconds.
 MIN_DRAW_PAUSE_S = 0.05
+#: Keys in stock, at most, while only a trial epoch can heal the link: if the two KMEs are out of
+#: step, more would only be wasted.
+MAX_TRIAL_STOCK_KEYS = 8
+
+#: Failures of a key after which others drawn with it are not to be trusted either.
+_OUT_OF_STEP = frozenset({Reason.KEY_NOT_FOUND, Reason.KEY_MISMATCH, Reason.KEY_INVALID})
 
 
 class QuantumSide:
@@ -173,6 +179,10 @@ class QuantumSide:
     def key_failed(self, reason: Reason) -> None:
         """A hybrid epoch failed for its key, here or at the peer."""
         self._told(self.health.key_failed(reason, trio.current_time()))
+        if self.health.awaits_trial and reason in _OUT_OF_STEP:
+            # A KME that was restarted has forgotten every key: those drawn before would fail one
+            # by one, at one trial every few seconds.
+            self.stock.discard_all()
 
     def key_confirmed(self) -> None:
         """A hybrid epoch committed."""
@@ -185,6 +195,8 @@ class QuantumSide:
         wanted = self.stock.want(now) if self._draws else 0
         if self.health.wants_draw and self._draws:
             wanted = max(1, wanted)
+        if self.health.awaits_trial:
+            wanted = min(wanted, max(0, MAX_TRIAL_STOCK_KEYS - self.stock.available))
         probe_due = self.health.next_probe_at(now) <= now
         if self.health.state is LinkState.DOWN and not probe_due:
             return

@@ -111,9 +111,7 @@ PEER = PeerStatus(
     stock=STOCK,
     epochs={Mode.HYBRID: 84, Mode.CLASSICAL_ONLY: 1},
     qkd_keys=84,
-    epoch_failures=(
-        ModeReasonCount(mode=Mode.HYBRID, reason=Reason.KEY_NOT_FOUND, count=2),
-    ),
+    epoch_failures=(ModeReasonCount(mode=Mode.HYBRID, reason=Reason.KEY_NOT_FOUND, count=2),),
     mode_changes=(ModeReasonCount(mode=Mode.HYBRID, reason=Reason.INITIAL, count=1),),
     tunnels_opened=1,
     tunnels_closed=NOTHING,
@@ -180,7 +178,13 @@ FALLEN_BACK = with_peer(
     qkd=QkdUse.CHAINED,
     qkd_age_s=310.0,
     tunnels=(CLASSICAL,),
-    link=replace(LINK, state=LinkState.DOWN, reason=Reason.KME_UNREACHABLE, age_s=250.0),
+    link=replace(
+        LINK,
+        state=LinkState.DOWN,
+        reason=Reason.KME_UNREACHABLE,
+        age_s=250.0,
+        failures=counts(Reason.KME_UNREACHABLE, 40),
+    ),
 )
 NO_TUNNEL = with_peer(
     mode=None,

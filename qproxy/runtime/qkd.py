@@ -29,11 +29,19 @@ from qproxy.tunnel.messages import OfferedKey
 #: How long a new gateway waits for the first word from its key source before it dials, so that a
 #: tunnel does not begin in classical-only mode just because the first key was under way.
 FIRST_WORD_S = 3.0
+#: Part of ``rekey.max_age_s`` up to which a hybrid epoch is stretched while keys are short. At that
+#: age the tunnel ends with all its connections, so there has to be time for a classical-only epoch
+#: before it, with retries.
+MAX_STRETCH_SHARE = 0.5
 #: Shortest pause between two calls for keys, in seconds.
 MIN_DRAW_PAUSE_S = 0.05
 #: Keys in stock, at most, while only a trial epoch can heal the link: if the two KMEs are out of
 #: step, more would only be wasted.
 MAX_TRIAL_STOCK_KEYS = 8
+
+#: Share of `rekey.max_age_s` that an epoch may be stretched to while keys are short. Both ends close
+#: the tunnel at the full age, so enough of it must be left for several attempts at an epoch.
+STRETCH_SHARE = 0.5
 
 #: Failures of a key after which others drawn with it are not to be trusted either.
 _OUT_OF_STEP = frozenset({Reason.KEY_NOT_FOUND, Reason.KEY_MISMATCH, Reason.KEY_INVALID})
@@ -86,7 +94,7 @@ class QuantumSide:
             policy=config.policy,
             max_without_qkd_s=config.max_without_qkd_s,
             rekey_interval_s=config.rekey.interval_s,
-            max_interval_s=config.rekey.max_age_s,
+            max_interval_s=STRETCH_SHARE * config.rekey.max_age_s,
             keys_per_epoch=config.qkd_keys_per_epoch,
             has_key_source=source is not None,
         )

@@ -1,9 +1,9 @@
 """Whether a gateway is ready, and what somebody who was woken up should know first.
 
-Ready means that every peer's policy is met: at least one tunnel takes streams, and where ``require``
-holds between the two ends, a QKD key in it is younger than the limit. Everything else that is not
-as it should be is a warning. Both are functions of a snapshot, so ``/readyz``, ``/status``,
-``/metrics`` and ``qproxy status`` never disagree.
+Ready means that every peer's policy is met: at least one tunnel takes streams, and where
+``require`` holds between the two ends, a QKD key in it is younger than the limit. Everything else
+that is not as it should be is a warning. Both are functions of a snapshot, so ``/readyz``,
+``/status``, ``/metrics`` and ``qproxy status`` never disagree.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Finding:
     Attributes:
         about: ``gateway``, ``peer``, ``listener`` or ``service``.
         name: which one; the node's name for the gateway.
-        reason: from the closed set.
+        reason: from the closed set, or None where nothing failed.
         detail: the same in words, for people; may change from version to version.
     """
 
     about: str
     name: str
-    reason: Reason
+    reason: Reason | None
     detail: str
 
 
@@ -210,8 +210,7 @@ def _key_warnings(peer: PeerStatus) -> Iterator[Finding]:
     if any(tunnel.simulated for tunnel in peer.tunnels) or (
         peer.link is not None and peer.link.simulated
     ):
-        # Nothing failed: the source itself is the reason to look.
-        yield _finding(peer, Reason.KEY_INVALID, "QKD keys are SIMULATED: they protect nothing")
+        yield _finding(peer, None, "QKD keys are SIMULATED: they protect nothing")
 
 
 def _link_warnings(peer: PeerStatus, link: LinkStatus) -> Iterator[Finding]:
@@ -264,5 +263,5 @@ def _recent(about: str, name: str, counts: ReasonCounts, what: str) -> Iterator[
         )
 
 
-def _finding(peer: PeerStatus, reason: Reason, detail: str) -> Finding:
+def _finding(peer: PeerStatus, reason: Reason | None, detail: str) -> Finding:
     return Finding(about="peer", name=peer.name, reason=reason, detail=detail)

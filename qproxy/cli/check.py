@@ -58,6 +58,8 @@ def _gateway_lines(config: GatewayConfig, findings: Findings) -> Iterator[str]:
         yield f"  listener {listener.name}: {_listener_text(listener)}"
     for service in config.services.values():
         yield f"  service {service.name}: {_service_text(service)}"
+    if config.admin.listen is not None:
+        yield f"  health, metrics and status on {config.admin.listen}"
     yield f"  on SIGTERM, connections may go on for {config.shutdown.drain_s:g} s"
 
 

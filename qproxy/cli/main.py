@@ -74,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     sim.add_argument("config", type=Path, metavar="CONFIG", help="YAML file with a kme_sim section")
     sim.set_defaults(command="qproxy.cli.run:kme_sim_command", interrupted=ExitCode.DONE)
 
+    _add_status(commands)
     _add_demo(commands)
     return parser
 
@@ -112,6 +113,26 @@ def _add_pki(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="one more name or IP address for the 'server' identity; may be given again",
     )
     init.set_defaults(command="qproxy.cli.pki:pki_init_command")
+
+
+def _add_status(commands: argparse._SubParsersAction[_Parser]) -> None:
+    status = commands.add_parser(
+        "status",
+        help="ask a running gateway how it is",
+        description="Asks the admin listener of a running gateway: what is wrong first, then "
+        "peers, keys, tunnels and listeners.",
+        epilog=_EXIT_CODES,
+    )
+    status.add_argument(
+        "address", nargs="?", metavar="ADDRESS", help="HOST:PORT or unix:/PATH of admin.listen"
+    )
+    status.add_argument(
+        "--config", type=Path, metavar="CONFIG", help="take the address from a gateway's YAML file"
+    )
+    status.add_argument(
+        "--json", action="store_true", help="print the document as it is (docs/operations.md)"
+    )
+    status.set_defaults(command="qproxy.cli.status:status_command")
 
 
 def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:

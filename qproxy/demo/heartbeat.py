@@ -143,5 +143,7 @@ class Heartbeat:
                 record.longest_gap_s = now - last
                 record.longest_gap_at_s = now - self._began_at
             last = now
+        if not self._stop.is_set():
+            raise Fault("long-lived stream: ended from afar")
         self._frames.finish(record.frames_sent)
         record.ended_at_s = trio.current_time() - self._began_at

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
 from typing import TextIO
 
 import trio
@@ -63,7 +64,7 @@ def run_demo(options: argparse.Namespace) -> int:
         print(json.dumps(document(record, problems), indent=2, allow_nan=False))
     elif failure is None:
         _print_table(record, problems, progress)
-    _print_problems(problems, failure)
+    _print_problems(problems, failure, chosen.keep_dir)
     return ExitCode.FAILED if problems else ExitCode.DONE
 
 
@@ -84,8 +85,11 @@ def _print_table(record: Record, problems: list[str], stream: TextIO) -> None:
     print(paint(last, tone, colour=wants_colour(stream)), file=stream, flush=True)
 
 
-def _print_problems(problems: list[str], failure: DemoError | None) -> None:
-    hint = "run again with --keep-dir DIR: it leaves the logs of all children in DIR"
+def _print_problems(problems: list[str], failure: DemoError | None, keep_dir: Path | None) -> None:
+    if keep_dir is None:
+        hint = "run again with --keep-dir DIR: it leaves the logs of all children in DIR"
+    else:
+        hint = f"the logs of all children are in {keep_dir}"
     if failure is not None:
         for line in failure.log_lines:
             print(escape(line, backslashes=False), file=sys.stderr)

@@ -88,7 +88,7 @@ class Story:
             DemoError: it could not go on. In an exception group.
         """
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_signals)
+            await nursery.start(self._watch_signals)
             await self._start(nursery)
             heartbeat = Heartbeat(self._record.heartbeat, self._record.traffic, self._began_at)
             await nursery.start(heartbeat.run, self._listener_port())
@@ -221,7 +221,8 @@ class Story:
             gateway.exit_code, gateway.killed = child.exit_code, child.killed
             self._say(child.name, f"SIGTERM: ended with exit code {child.exit_code}")
         for child in (self._kmes, self._service):
-            await child.stop()
+            if not await child.stop():
+                self._complain(f"{child.name} did not end in time after SIGTERM and was killed")
 
     # Parts of acts.
 
@@ -254,8 +255,12 @@ class Story:
     def _qproxy(command: str, config: Path) -> list[str]:
         return ["qproxy", command, str(config)]
 
-    async def _watch_signals(self) -> None:
+    @staticmethod
+    async def _watch_signals(
+        *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         with trio.open_signal_receiver(*_SIGNALS) as signals:
+            task_status.started()
             async for number in signals:
                 name = signal.Signals(number).name
                 raise DemoError(f"interrupted by {name}", hint="every child has been ended")
@@ -287,7 +292,7 @@ class Story:
                 tone = Tone.GOOD if change.mode == Mode.HYBRID else Tone.WARN
                 text = f"mode {change.mode} from epoch {change.epoch} on ({change.reason})"
                 self._say(facts.name, text, tone)
-            case "link_state" if facts.disturbed:
+            case "link_state" if facts.mode is not None:
                 text = f"quantum link {event.get('new')} ({event.get('reason')})"
                 self._say(facts.name, text)
 

@@ -28,8 +28,8 @@ def find_problems(record: Record, options: DemoOptions) -> list[str]:
         options: what it was to do.
     """
     if record.aborted is not None:
-        found = [complaint for gateway in record.gateways for complaint in _complaints(gateway)]
-        return [record.aborted, *found, *record.traffic.faults]
+        # What was not reached is no problem of its own, and connections broke for want of children.
+        return [record.aborted, *(text for each in record.gateways for text in _complaints(each))]
     problems = _traffic(record.traffic) + _heartbeat(record.heartbeat)
     problems += _parts(record.parts, options)
     problems += _mode_times(record)

@@ -446,7 +446,7 @@ class KeyStock:
                 reservation.orphaned(now)
             else:
                 reservation.released(now)
-        self.discard(tuple(self._stored))
+        self.discard_all()
 
     # --- telling -------------------------------------------------------------------------
 

@@ -6,10 +6,12 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 
 import trio
 
 from qproxy import __version__
+from qproxy.admin.server import serve_admin
 from qproxy.config.model import GatewayConfig
 from qproxy.crypto.kem import KemProvider, load_kem_provider
 from qproxy.errors import QproxyError, Reason
@@ -308,6 +310,7 @@ async def run_gateway(
         async with trio.open_nursery() as nursery:
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 await gateway.run(nursery)
+                await _start_admin(gateway, nursery, log)
                 gateway.log_start()
                 task_status.started(gateway)
                 async for _ in signals:
@@ -322,6 +325,16 @@ async def run_gateway(
         gateway.close_listeners()
         gateway.log_totals()
         log.info("gateway_stopped")
+
+
+async def _start_admin(gateway: Gateway, nursery: trio.Nursery, log: Logger) -> None:
+    admin = gateway.config.admin
+    if admin.listen is None:
+        return
+    try:
+        await nursery.start(partial(serve_admin, gateway, admin, log=log))
+    except OSError as error:
+        raise GatewayError(f"admin.listen: {admin.listen}: {error.strerror or error}") from None
 
 
 async def _end_at_second_signal(

@@ -37,6 +37,16 @@ FIRST_WORD_S = 3.0
 INSTANCE_ID = os.urandom(INSTANCE_ID_BYTES)
 #: Shortest pause between two calls for keys, in seconds.
 MIN_DRAW_PAUSE_S = 0.05
+#: Keys in stock, at most, while only a trial epoch can heal the link: if the two KMEs are out of
+#: step, more would only be wasted.
+MAX_TRIAL_STOCK_KEYS = 8
+
+#: Share of ``rekey.max_age_s`` that an epoch may be stretched to while keys are short. Both ends
+#: close the tunnel at the full age, so enough must be left for several attempts at an epoch.
+STRETCH_SHARE = 0.5
+
+#: Failures of a key after which others drawn with it are not to be trusted either.
+_OUT_OF_STEP = frozenset({Reason.KEY_NOT_FOUND, Reason.KEY_MISMATCH, Reason.KEY_INVALID})
 
 
 class QuantumSide:
@@ -91,7 +101,7 @@ class QuantumSide:
             policy=config.policy,
             max_without_qkd_s=config.max_without_qkd_s,
             rekey_interval_s=config.rekey.interval_s,
-            max_interval_s=config.rekey.max_age_s,
+            max_interval_s=max(config.rekey.interval_s, STRETCH_SHARE * config.rekey.max_age_s),
             keys_per_epoch=config.qkd_keys_per_epoch,
             has_key_source=source is not None,
         )
@@ -297,8 +307,9 @@ class QuantumSide:
     def key_failed(self, reason: Reason) -> None:
         """A hybrid epoch failed for its key, here or at the peer."""
         self._told(self.health.key_failed(reason, trio.current_time()))
-        if reason in {Reason.KEY_MISMATCH, Reason.KEY_NOT_FOUND}:
-            # Other keys drawn or announced before are as likely to be of no use: start afresh.
+        if self.health.awaits_trial and reason in _OUT_OF_STEP:
+            # A KME that was restarted has forgotten every key: those drawn before would fail one
+            # by one, at one trial every few seconds.
             self.stock.discard_all()
             self.nudge()
 
@@ -313,9 +324,8 @@ class QuantumSide:
         wanted = self.stock.want(now) if self._draws else 0
         if self.health.wants_draw and self._draws:
             wanted = max(1, wanted)
-        if self.health.awaits_trial and wanted:
-            # Until a trial has shown that both ends get the same keys, one at a time will do.
-            wanted = 0 if self.stock.available else 1
+        if self.health.awaits_trial:
+            wanted = min(wanted, max(0, MAX_TRIAL_STOCK_KEYS - self.stock.available))
         probe_due = self.health.next_probe_at(now) <= now
         if self.health.state is LinkState.DOWN and not probe_due:
             return

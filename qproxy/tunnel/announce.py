@@ -10,10 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qproxy.errors import Reason
-from qproxy.keys import MAX_KEY_ID_BYTES
-from qproxy.tunnel.codec import FieldReader, encode_text, malformed
-from qproxy.tunnel.messages import OfferedKey, decode_offered_key, encode_offered_key
+from qproxy.errors import LocalProtocolError, Reason
+from qproxy.keys import MAX_KEY_ID_BYTES, MAX_QKD_KEY_BYTES, MIN_QKD_KEY_BYTES
+from qproxy.tunnel.codec import FieldReader, encode_text, is_usable_text, malformed
+from qproxy.tunnel.messages import (
+    MAX_SOURCE_BYTES,
+    OfferedKey,
+    decode_offered_key,
+    encode_offered_key,
+)
 
 #: Keys in one ANNOUNCE or REPORT at most.
 MAX_KEYS_PER_ANNOUNCE = 64
@@ -47,6 +52,36 @@ class KeyReport:
 def encode_announce(keys: Sequence[OfferedKey]) -> bytes:
     """ANNOUNCE's payload: a count, then the keys as in an OFFER."""
     return bytes([len(keys)]) + b"".join(encode_offered_key(key) for key in keys)
+
+
+def check_announced(keys: Sequence[OfferedKey]) -> None:
+    """Whether the server would take an ANNOUNCE: a KME must not be able to end a tunnel (rule R7).
+
+    Raises:
+        LocalProtocolError: ``key_invalid``.
+    """
+    named = {(key.source, key.key_id) for key in keys}
+    if not 1 <= len(keys) <= MAX_KEYS_PER_ANNOUNCE or len(named) != len(keys):
+        raise LocalProtocolError(Reason.KEY_INVALID, f"{len(keys)} keys, {len(named)} of them new")
+    for key in keys:
+        usable = (
+            is_usable_text(key.source, MAX_SOURCE_BYTES)
+            and is_usable_text(key.key_id, MAX_KEY_ID_BYTES)
+            and MIN_QKD_KEY_BYTES <= key.size_bytes <= MAX_QKD_KEY_BYTES
+        )
+        if not usable:
+            raise LocalProtocolError(Reason.KEY_INVALID, "a key that cannot be announced")
+
+
+def check_report(report: KeyReport) -> None:
+    """Whether the client would take a REPORT. Raises LocalProtocolError (``key_invalid``)."""
+    usable = (
+        len(report.instance_id) == INSTANCE_ID_BYTES
+        and 1 <= len(report.results) <= MAX_KEYS_PER_ANNOUNCE
+        and all(is_usable_text(key_id, MAX_KEY_ID_BYTES) for key_id, _reason in report.results)
+    )
+    if not usable:
+        raise LocalProtocolError(Reason.KEY_INVALID, "a report that cannot be sent")
 
 
 def decode_announce(payload: bytes) -> tuple[OfferedKey, ...]:

@@ -76,3 +76,11 @@ def encode_vec16(value: bytes) -> bytes:
 def encode_text(value: str) -> bytes:
     """A text as vec8 of UTF-8."""
     return encode_vec8(value.encode("utf-8"))
+
+
+def is_usable_text(value: str, limit: int) -> bool:
+    """Whether a decoder would take ``value`` as a text of 1 to ``limit`` bytes.
+
+    For words that come from elsewhere, such as a KME's key IDs. A printable string can be encoded.
+    """
+    return value.isprintable() and 1 <= len(value.encode("utf-8")) <= limit

@@ -10,6 +10,7 @@ from qproxy.crypto.schedule import PendingEpoch, wipe
 from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError
 from qproxy.keys import MAX_KEY_ID_BYTES, MAX_QKD_KEY_BYTES, MIN_QKD_KEY_BYTES, QkdKey
 from qproxy.modes import Mode, Policy
+from qproxy.tunnel.codec import is_usable_text
 from qproxy.tunnel.constants import MAX_ATTEMPTS_PER_EPOCH, MAX_EPOCH, MAX_KEYS_PER_OFFER
 from qproxy.tunnel.epochs import Attempt, Committed, EpochExchange, wipe_keys
 from qproxy.tunnel.events import EpochFailed
@@ -248,5 +249,5 @@ class ClientEpochs(EpochExchange):
 def _are_usable_ids(key_ids: Sequence[str]) -> bool:
     """Whether the server would take these IDs: a KME must not be able to end a tunnel (rule R7)."""
     return len(set(key_ids)) == len(key_ids) and all(
-        key_id.isprintable() and 1 <= len(key_id.encode()) <= MAX_KEY_ID_BYTES for key_id in key_ids
+        is_usable_text(key_id, MAX_KEY_ID_BYTES) for key_id in key_ids
     )

@@ -153,6 +153,8 @@ class EpochExchange:
         """The tunnel is over: erase what is left."""
         self.chain.wipe()
         self._wipe_exporters()
+        # OpenSSL holds the exporter's secret for as long as the handshake lives.
+        self._inner = None
 
     def _current_binding(self) -> Binding:
         """What an OFFER made now must say, with the certificates of the last handshake."""

@@ -11,7 +11,14 @@ from collections.abc import Callable, Sequence
 from OpenSSL import SSL
 
 from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError
-from qproxy.tunnel.announce import KeyReport, decode_announce, decode_report, encode_announce
+from qproxy.tunnel.announce import (
+    KeyReport,
+    check_announced,
+    check_report,
+    decode_announce,
+    decode_report,
+    encode_announce,
+)
 from qproxy.tunnel.codec import malformed
 from qproxy.tunnel.epoch_client import ClientEpochs
 from qproxy.tunnel.epoch_server import ServerEpochs
@@ -73,13 +80,15 @@ class Preparation:
         self._inner = None
 
     def announce(self, keys: Sequence[OfferedKey]) -> None:
-        """Client: ANNOUNCE."""
+        """Client: ANNOUNCE. Raises LocalProtocolError for keys that the server would not take."""
         if self._role is not Role.CLIENT:
             raise LocalProtocolError(Reason.UNEXPECTED_MESSAGE, "only the client announces keys")
+        check_announced(keys)
         self._writer.add_frame(FrameType.ANNOUNCE, 0, encode_announce(keys))
 
     def report(self, report: KeyReport) -> None:
-        """Server: REPORT."""
+        """Server: REPORT. Raises LocalProtocolError for a report of too many keys, or of none."""
+        check_report(report)
         self._writer.add_frame(FrameType.REPORT, 0, report.encode())
 
     def request(self, reason: Reason, now: float) -> None:

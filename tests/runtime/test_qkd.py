@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import trio
 
 from qproxy.address import TcpAddress
-from qproxy.config.model import PeerConfig
+from qproxy.config.model import PeerConfig, RekeyConfig
 from qproxy.errors import Reason
 from qproxy.log import get_logger
-from qproxy.modes import Policy
+from qproxy.modes import Mode, Policy
 from qproxy.quantum.health import LinkChange, LinkState
+from qproxy.quantum.policy import Action, Situation
 from qproxy.runtime.qkd import QuantumSide
 from qproxy.tunnel.messages import OfferedKey
 from tests.runtime.fakes import FakeSource
@@ -149,3 +151,22 @@ async def test_refusals_name_their_cause(autojump_clock: trio.testing.MockClock)
         await quantum_side(None).redeem((OfferedKey("file", 32, "c"),), Policy.PREFER)
         is Reason.NO_KEY_SOURCE
     )
+
+
+@pytest.mark.parametrize(
+    ("interval_s", "max_age_s", "last_s"), [(1, 8, 4), (60, 600, 300), (5, 6, 5)]
+)
+async def test_an_epoch_is_not_stretched_for_want_of_keys_until_the_tunnel_must_end(
+    interval_s: float, max_age_s: float, last_s: float
+) -> None:
+    rekey = RekeyConfig(interval_s=interval_s, max_age_s=max_age_s)
+    policy = quantum_side(FakeSource(), replace(DIALS, rekey=rekey)).policy
+    short = Situation(
+        link=LinkState.DEGRADED,
+        link_reason=Reason.KEYS_EXHAUSTED,
+        keys_available=0,
+        current_mode=Mode.HYBRID,
+    )
+    assert policy.decide(replace(short, epoch_age_s=last_s - 0.01)).action is Action.WAIT
+    late = policy.decide(replace(short, epoch_age_s=last_s))
+    assert (late.action, late.mode) == (Action.OFFER, Mode.CLASSICAL_ONLY)

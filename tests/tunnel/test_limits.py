@@ -13,13 +13,7 @@ from qproxy.tunnel.constants import (
     MAX_TLS_PHASE_BYTES,
 )
 from qproxy.tunnel.credit import GROWTH_ROUND_TRIPS, ReceiveCredit, SendCredit
-from qproxy.tunnel.events import (
-    EpochDue,
-    StreamRefused,
-    StreamRequested,
-    StreamReset,
-    TunnelClosed,
-)
+from qproxy.tunnel.events import EpochDue, StreamRefused, StreamRequested, StreamReset, TunnelClosed
 from qproxy.tunnel.frames import MAX_PAYLOAD_BYTES, FrameType
 from qproxy.tunnel.records_in import LARGE_BUFFER_BYTES, SMALL_BUFFER_BYTES, RecordSplitter
 from qproxy.tunnel.records_out import (

@@ -1,0 +1,232 @@
+"""Fabricated snapshots: a gateway where all is well, and ways to spoil it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from qproxy.admin.status import (
+    GatewayStatus,
+    LinkStatus,
+    ListenerStatus,
+    ModeReasonCount,
+    PeerStatus,
+    PolicyStatus,
+    QkdUse,
+    ReasonCounts,
+    ServiceStatus,
+    StateReasonCount,
+    StockStatus,
+    TunnelStatus,
+)
+from qproxy.errors import Reason
+from qproxy.modes import Aead, KemAlgorithm, Mode, Policy
+from qproxy.quantum.health import LinkState
+from qproxy.tunnel.settings import Role
+
+NOTHING = ReasonCounts(by_reason={})
+
+
+def counts(reason: Reason, count: int = 1, age_s: float = 3.0) -> ReasonCounts:
+    return ReasonCounts(
+        total=count, by_reason={reason: count}, last_reason=reason, last_age_s=age_s
+    )
+
+
+POLICY = PolicyStatus(
+    local=Policy.PREFER, peer=Policy.PREFER, effective=Policy.PREFER, max_without_qkd_s=300.0
+)
+REQUIRE = PolicyStatus(
+    local=Policy.PREFER, peer=Policy.REQUIRE, effective=Policy.REQUIRE, max_without_qkd_s=300.0
+)
+TUNNEL = TunnelStatus(
+    role=Role.CLIENT,
+    usable=True,
+    age_s=5000.0,
+    mode=Mode.HYBRID,
+    mode_reason=Reason.INITIAL,
+    mode_age_s=5000.0,
+    epoch=84,
+    epoch_age_s=12.5,
+    qkd=QkdUse.FRESH,
+    qkd_age_s=12.5,
+    qkd_deadline_s=None,
+    simulated=False,
+    policy=POLICY,
+    tls_group="X25519MLKEM768",
+    tls_group_hybrid=True,
+    tls_cipher="TLS_AES_256_GCM_SHA384",
+    rekey_interval_s=60.0,
+    economy=False,
+    waits_for=None,
+    round_trip_s=0.0021,
+    streams_open=3,
+    streams_opened=700,
+    bytes_sent=10_000,
+    bytes_received=20_000,
+)
+LINK = LinkStatus(
+    source="kme-a",
+    kind="etsi-qkd-014",
+    simulated=False,
+    state=LinkState.HEALTHY,
+    reason=Reason.LINK_HEALTHY,
+    age_s=4000.0,
+    changes=(StateReasonCount(state=LinkState.HEALTHY, reason=Reason.LINK_HEALTHY, count=1),),
+    failures=NOTHING,
+    stored_keys=900,
+    stored_keys_exhaustion_s=None,
+    key_rate_bps=100_000.0,
+    qber=0.012,
+)
+STOCK = StockStatus(
+    kept=True,
+    available=30,
+    lent=1,
+    low=False,
+    use_keys_per_s=0.0167,
+    supply_keys_per_s=390.625,
+    exhaustion_s=None,
+    drawn=120,
+    confirmed=84,
+    orphaned=2,
+    aged_out=3,
+    discarded=0,
+    refused=0,
+    redeemed=0,
+)
+PEER = PeerStatus(
+    name="gw-b",
+    address="192.0.2.2:7443",
+    tunnels_wanted=1,
+    mode=Mode.HYBRID,
+    qkd=QkdUse.FRESH,
+    qkd_age_s=12.5,
+    policy=POLICY,
+    kem=KemAlgorithm.ML_KEM_1024,
+    aead=Aead.AES_256_GCM,
+    psk=False,
+    tunnels=(TUNNEL,),
+    link=LINK,
+    stock=STOCK,
+    epochs={Mode.HYBRID: 84, Mode.CLASSICAL_ONLY: 1},
+    qkd_keys=84,
+    epoch_failures=(ModeReasonCount(mode=Mode.HYBRID, reason=Reason.KEY_NOT_FOUND, count=2),),
+    mode_changes=(ModeReasonCount(mode=Mode.HYBRID, reason=Reason.INITIAL, count=1),),
+    tunnels_opened=1,
+    tunnels_closed=NOTHING,
+    not_connected=NOTHING,
+    streams_open=3,
+    streams_opened=700,
+    bytes_sent=10_000,
+    bytes_received=20_000,
+)
+LISTENER = ListenerStatus(
+    name="web",
+    addresses=("127.0.0.1:8080",),
+    peer="gw-b",
+    service="web",
+    tls=False,
+    connections_open=3,
+    connections_accepted=702,
+    max_connections=10_000,
+    full=0,
+    refused=NOTHING,
+)
+SERVICE = ServiceStatus(
+    name="db", connections_open=1, connections_opened=9, max_connections=200, refused=NOTHING
+)
+GATEWAY = GatewayStatus(
+    node="gw-a",
+    version="1.2.3",
+    kem_provider="liboqs",
+    uptime_s=5001.0,
+    draining=False,
+    peers=(PEER,),
+    listeners=(LISTENER,),
+    services=(SERVICE,),
+    unauthenticated=NOTHING,
+    unknown_services=NOTHING,
+)
+
+
+def tunnel(**changes: Any) -> TunnelStatus:
+    return replace(TUNNEL, **changes)
+
+
+def peer(**changes: Any) -> PeerStatus:
+    return replace(PEER, **changes)
+
+
+def with_peer(**changes: Any) -> GatewayStatus:
+    return replace(GATEWAY, peers=(peer(**changes),))
+
+
+def gateway(**changes: Any) -> GatewayStatus:
+    return replace(GATEWAY, **changes)
+
+
+CLASSICAL = tunnel(
+    mode=Mode.CLASSICAL_ONLY,
+    mode_reason=Reason.KME_UNREACHABLE,
+    mode_age_s=250.0,
+    qkd=QkdUse.CHAINED,
+    qkd_age_s=310.0,
+)
+FALLEN_BACK = with_peer(
+    mode=Mode.CLASSICAL_ONLY,
+    qkd=QkdUse.CHAINED,
+    qkd_age_s=310.0,
+    tunnels=(CLASSICAL,),
+    link=replace(
+        LINK,
+        state=LinkState.DOWN,
+        reason=Reason.KME_UNREACHABLE,
+        age_s=250.0,
+        failures=counts(Reason.KME_UNREACHABLE, 40),
+    ),
+)
+NO_TUNNEL = with_peer(
+    mode=None,
+    qkd=None,
+    qkd_age_s=None,
+    tunnels=(),
+    tunnels_closed=counts(Reason.PEER_SILENT, age_s=40.0),
+    not_connected=counts(Reason.CONNECT_REFUSED, 5, age_s=2.0),
+)
+EMPTY = gateway(peers=(), listeners=(), services=())
+WITHOUT_QKD = with_peer(
+    link=None,
+    stock=None,
+    address=None,
+    tunnels_wanted=None,
+    policy=replace(POLICY, local=Policy.OFF, peer=None, effective=Policy.OFF),
+    mode=Mode.CLASSICAL_ONLY,
+    qkd=QkdUse.NEVER,
+    qkd_age_s=None,
+    tunnels=(
+        replace(
+            CLASSICAL,
+            role=Role.SERVER,
+            mode_reason=Reason.POLICY_OFF,
+            qkd=QkdUse.NEVER,
+            qkd_age_s=None,
+            rekey_interval_s=None,
+            round_trip_s=None,
+        ),
+    ),
+)
+DRAINING = gateway(
+    draining=True,
+    unauthenticated=counts(Reason.CERTIFICATE_EXPIRED),
+    unknown_services=counts(Reason.SERVICE_UNKNOWN),
+    listeners=(replace(LISTENER, addresses=(), refused=counts(Reason.NO_TUNNEL)),),
+)
+ALL = {
+    "all well": GATEWAY,
+    "fallen back": FALLEN_BACK,
+    "no tunnel": NO_TUNNEL,
+    "empty": EMPTY,
+    "without QKD": WITHOUT_QKD,
+    "draining": DRAINING,
+}

@@ -1,0 +1,90 @@
+"""What `qproxy status` prints, from documents good and bad."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from dataclasses import replace
+
+import pytest
+
+from qproxy.admin.assess import assess
+from qproxy.admin.document import encode_document, status_document
+from qproxy.admin.text import MAX_FINDINGS, StatusFormatError, status_lines
+from tests.admin import made
+
+
+def document(status):
+    time = dt.datetime(2026, 1, 31, tzinfo=dt.UTC)
+    return json.loads(encode_document(status_document(status, assess(status), time)))
+
+
+def lines(status):
+    return status_lines(document(status))
+
+
+def test_five_lines_say_what_is_wrong():
+    assert lines(made.FALLEN_BACK)[:3] == [
+        "gw-a: ready, up 1 h 23 min, qproxy 1.2.3, ML-KEM by liboqs",
+        " ! peer gw-b: classical-only for 4 min 10 s: kme_unreachable"
+        " (QKD keys in earlier epochs it is chained to)",
+        " ! peer gw-b: quantum link down for 4 min 10 s: kme_unreachable (key source kme-a)",
+    ]
+    assert lines(made.NO_TUNNEL)[:2] == [
+        "gw-a: NOT READY, up 1 h 23 min, qproxy 1.2.3, ML-KEM by liboqs",
+        "!! peer gw-b: no usable tunnel, dialling failed 2.0 s ago: connect_refused",
+    ]
+    assert lines(made.DRAINING)[0].startswith("gw-a: DRAINING")
+
+
+def test_a_peer_takes_one_block():
+    assert lines(made.GATEWAY)[1:] == [
+        "peer gw-b: hybrid, 1 of 1 tunnels up, dialled at 192.0.2.2:7443",
+        "  policy prefer (here prefer, there prefer); last QKD key 12 s ago",
+        "  link healthy for 1 h 6 min (link_healthy), key source kme-a; KME holds 900 keys;"
+        " QBER 1.20%",
+        "  keys 30 in stock; 120 drawn, 84 used, 2 orphaned",
+        "  epochs 84 hybrid, 1 classical-only, 2 failed; ml-kem-1024, aes-256-gcm",
+        "  streams 3 open, 700 opened; sent 9.8 KiB, received 19.5 KiB",
+        "  tunnel dialled here, hybrid epoch 84 for 12 s, X25519MLKEM768, round trip 2.1 ms,"
+        " rekey every 60 s",
+        "listener web (127.0.0.1:8080) to web at gw-b: 3 open, 702 accepted, 0 refused",
+        "service db: 1 open, 9 opened, 0 refused",
+    ]
+
+
+@pytest.mark.parametrize("name", made.ALL)
+def test_every_snapshot_can_be_printed(name):
+    found = lines(made.ALL[name])
+    assert all(line and "None" not in line for line in found)
+
+
+def test_findings_are_bounded():
+    many = made.gateway(
+        peers=tuple(replace(made.NO_TUNNEL.peers[0], name=f"gw-{n}") for n in range(50))
+    )
+    found = lines(many)
+    assert sum(line.startswith("!! ") for line in found) == MAX_FINDINGS
+    assert " ! and 30 more" in found
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda found: found.clear(),
+        lambda found: found.update(schema_version=2),
+        lambda found: found.pop("peers"),
+        lambda found: found.update(peers=7),
+        lambda found: found.update(uptime_s="long"),
+        lambda found: found.update(uptime_s=float("inf")),
+        lambda found: found.update(uptime_s=float("nan")),
+        lambda found: found["peers"][0].update(link=[]),
+        lambda found: found["peers"][0]["tunnels"][0].update(round_trip_s="x"),
+        lambda found: found["peers"][0].update(epochs=["hybrid"]),
+    ],
+)
+def test_what_is_no_status_document_is_said_to_be_none(spoil):
+    found = document(made.GATEWAY)
+    spoil(found)
+    with pytest.raises(StatusFormatError):
+        status_lines(found)

@@ -39,8 +39,8 @@ MIN_DRAW_PAUSE_S = 0.05
 #: step, more would only be wasted.
 MAX_TRIAL_STOCK_KEYS = 8
 
-#: Share of `rekey.max_age_s` that an epoch may be stretched to while keys are short. Both ends close
-#: the tunnel at the full age, so enough of it must be left for several attempts at an epoch.
+#: Share of `rekey.max_age_s` that an epoch may be stretched to while keys are short. Both ends
+#: close the tunnel at the full age, so enough of it must be left for several attempts.
 STRETCH_SHARE = 0.5
 
 #: Failures of a key after which others drawn with it are not to be trusted either.

@@ -29,10 +29,6 @@ from qproxy.tunnel.messages import OfferedKey
 #: How long a new gateway waits for the first word from its key source before it dials, so that a
 #: tunnel does not begin in classical-only mode just because the first key was under way.
 FIRST_WORD_S = 3.0
-#: Part of ``rekey.max_age_s`` up to which a hybrid epoch is stretched while keys are short. At that
-#: age the tunnel ends with all its connections, so there has to be time for a classical-only epoch
-#: before it, with retries.
-MAX_STRETCH_SHARE = 0.5
 #: Shortest pause between two calls for keys, in seconds.
 MIN_DRAW_PAUSE_S = 0.05
 #: Keys in stock, at most, while only a trial epoch can heal the link: if the two KMEs are out of
@@ -94,7 +90,7 @@ class QuantumSide:
             policy=config.policy,
             max_without_qkd_s=config.max_without_qkd_s,
             rekey_interval_s=config.rekey.interval_s,
-            max_interval_s=STRETCH_SHARE * config.rekey.max_age_s,
+            max_interval_s=max(config.rekey.interval_s, STRETCH_SHARE * config.rekey.max_age_s),
             keys_per_epoch=config.qkd_keys_per_epoch,
             has_key_source=source is not None,
         )

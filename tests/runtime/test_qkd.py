@@ -46,7 +46,7 @@ async def until(condition: Callable[[], bool], limit_s: float = 60.0) -> float:
     """Wait on the fake clock. Returns how long it took."""
     began = trio.current_time()
     with trio.fail_after(limit_s):
-        while not condition():  # noqa: ASYNC110 - the clock is a fake
+        while not condition():
             await trio.sleep(0.01)
     return trio.current_time() - began
 

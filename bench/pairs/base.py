@@ -3,7 +3,7 @@
 To add one: a module with a subclass of :class:`ProxyPair` that writes two configurations and gives
 two command lines, and its place in ``bench/pairs/__init__.py``. Near is the proxy that clients
 connect to in plain TCP; far is the one that connects to the service; between them TLS 1.3 with
-AES-256-GCM, where each checks the other's certificate and name.
+AES-256-GCM, where each checks the other's certificate, and near checks far's name.
 """
 
 from __future__ import annotations

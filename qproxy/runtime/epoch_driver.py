@@ -203,7 +203,8 @@ class EpochDriver:
             self._tunnel.end(decision.reason)
         else:
             self._say_waiting(decision)
-            await trio.sleep(WAIT_S)
+            # Soon enough to see the end of what an epoch may be stretched to, however short.
+            await trio.sleep(min(WAIT_S, self._quantum.policy.max_interval_s / 4))
             self._wished.set()
 
     def _situation(self, wish: Reason) -> Situation:

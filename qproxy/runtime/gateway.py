@@ -183,6 +183,7 @@ class Gateway:
 
     async def _run_incoming(self, sock: socket.socket) -> None:
         incoming = _Incoming(self, text_address(_peer_address(sock)), self._log)
+        tunnel = None
         try:
             connection = Connection(
                 Role.SERVER,
@@ -193,11 +194,13 @@ class Gateway:
                 now=trio.current_time(),
                 find_peer=self._find_peer,
             )
-            await Tunnel(sock, connection, incoming).run()
+            tunnel = Tunnel(sock, connection, incoming)
+            await tunnel.run()
         except Exception as error:  # a fault of ours costs this tunnel, never the gateway
             self._log.unexpected("tunnel_failed", error, address=incoming.address)
         finally:
             incoming.settle()
+            incoming.forget(tunnel)
 
     def release_pending(self) -> None:
         """An incoming tunnel has proved who it is, or is over."""
@@ -251,6 +254,11 @@ class _Incoming:
         if not self._settled:
             self._settled = True
             self._gateway.release_pending()
+
+    def forget(self, tunnel: Tunnel | None) -> None:
+        """The tunnel is over, even where its core never said so."""
+        if self._peer is not None and tunnel is not None:
+            self._peer.forget(tunnel)
 
     def on_tunnel_event(self, tunnel: Tunnel, event: Event) -> None:
         """Find the peer at the handshake's end, then pass everything on to it."""

@@ -342,7 +342,11 @@ class Connection:
         self._take_epoch_events()
 
     def announce_keys(self, keys: Sequence[OfferedKey]) -> None:
-        """Client: name keys that will be offered soon, at most 64 at a time."""
+        """Client: name keys that will be offered soon, 1 to 64 at a time.
+
+        Raises:
+            LocalProtocolError: the tunnel is not up, or an ID or size cannot be announced.
+        """
         self._check_open()
         self._preparation.announce(keys)
 
@@ -356,7 +360,7 @@ class Connection:
         of who it is, without which the tunnel ends a minute later.
         """
         if self.phase is Phase.OPEN and self.role is Role.SERVER:
-            self._preparation.request(reason, now)
+            self._preparation.request(reason, self._require_epochs(), now)
 
     def use_tls_context(self, tls_context: SSL.Context) -> None:
         """The certificates, authorities and revocation lists of every later re-authentication."""
@@ -366,9 +370,11 @@ class Connection:
         """Client: run a fresh TLS handshake inside the tunnel and mix it into the next epoch.
 
         Raises:
-            LocalProtocolError: the tunnel is not up, or one is under way.
+            LocalProtocolError: the tunnel is not up or takes no more epochs, or one is under way.
         """
         self._check_open()
+        if self.session.going_away:
+            raise LocalProtocolError(Reason.GOING_AWAY, "no epoch could mix it in any more")
         self._preparation.reauthenticate(self._require_epochs(), now)
 
     # Streams.

@@ -91,15 +91,19 @@ class Preparation:
         check_report(report)
         self._writer.add_frame(FrameType.REPORT, 0, report.encode())
 
-    def request(self, reason: Reason, now: float) -> None:
+    def request(self, reason: Reason, epochs: ClientEpochs | ServerEpochs, now: float) -> None:
         """Server: REQUEST."""
-        self._writer.add_frame(FrameType.REQUEST, 0, bytes([reason.code]))
-        if reason is Reason.REAUTHENTICATION:
+        self._timers.request(reason)
+        if reason is not Reason.REAUTHENTICATION:
+            return
+        if self._under_way(epochs):
+            self._timers.reauthentication_wanted_again(now)
+        else:
             self._timers.reauthentication_wanted(now)
 
     def reauthenticate(self, epochs: ClientEpochs | ServerEpochs, now: float) -> None:
         """Client: begin a re-authentication. Raises LocalProtocolError while one is under way."""
-        if self._role is not Role.CLIENT or epochs.reauth_pending or self._inner is not None:
+        if self._role is not Role.CLIENT or self._under_way(epochs):
             raise LocalProtocolError(
                 Reason.UNEXPECTED_MESSAGE, "no re-authentication can be started now"
             )
@@ -115,7 +119,7 @@ class Preparation:
         """
         match frame, self._role:
             case FrameType.REQUEST, Role.CLIENT:
-                self._on_request(decode_reason(payload, "REQUEST"))
+                self._on_request(decode_reason(payload, "REQUEST"), epochs, now)
             case FrameType.ANNOUNCE, Role.SERVER:
                 self._events.append(KeysAnnounced(decode_announce(payload)))
             case FrameType.REPORT, Role.CLIENT:
@@ -127,11 +131,17 @@ class Preparation:
                     Reason.UNEXPECTED_MESSAGE, f"{frame.name} is not for the {self._role.value}"
                 )
 
-    def _on_request(self, reason: Reason) -> None:
-        if reason is Reason.REAUTHENTICATION:
-            self._timers.reauthentication_due(reason)
-        else:
+    def _on_request(self, reason: Reason, epochs: ClientEpochs | ServerEpochs, now: float) -> None:
+        if reason is not Reason.REAUTHENTICATION:
             self._events.append(EpochRequested(reason))
+        elif self._under_way(epochs):
+            self._timers.reauthentication_wanted_again(now)
+        else:
+            self._timers.reauthentication_due(reason)
+
+    def _under_way(self, epochs: ClientEpochs | ServerEpochs) -> bool:
+        """A re-authentication has begun and is in no committed epoch yet."""
+        return self._inner is not None or epochs.reauth_pending
 
     def _on_report(self, report: KeyReport) -> None:
         held = tuple(key_id for key_id, reason in report.results if reason is None)

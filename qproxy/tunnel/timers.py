@@ -61,6 +61,7 @@ class Timers:
         self._authenticated_at = now
         self._reauth_due = False
         self._reauth_deadline: float | None = None
+        self._reauth_again_at: float | None = None
         self._end_deadline: float | None = None
         self.ending_reason: Reason | None = None
 
@@ -75,8 +76,14 @@ class Timers:
     # Epochs.
 
     def epoch_due(self, reason: Reason) -> None:
-        """Ask the driver for an epoch, once until one is started."""
-        if self._due is None:
+        """Ask the driver for an epoch, once until one is started.
+
+        A re-authentication has a deadline, so it is told even to a driver that lets another wish
+        wait for a QKD key.
+        """
+        if self._due is None or (
+            reason is Reason.REAUTHENTICATION and self._due is not Reason.REAUTHENTICATION
+        ):
             self._due = reason
             self._events.append(EpochDue(reason))
 
@@ -124,7 +131,7 @@ class Timers:
 
     def reauthentication_due(self, reason: Reason) -> None:
         """Client: ask the driver for a re-authentication, once until one has been mixed in."""
-        if not self._reauth_due:
+        if not self._reauth_due and not self._session.going_away:
             self._reauth_due = True
             self._events.append(ReauthenticationDue(reason))
 
@@ -135,13 +142,25 @@ class Timers:
 
     def reauthentication_wanted(self, now: float) -> None:
         """Server: the peer was asked to prove again who it is, and has this long to do it."""
+        self._reauth_due = True
         self._bound_reauthentication(now)
+
+    def reauthentication_wanted_again(self, now: float) -> None:
+        """One was asked for while one is under way: what that one proves may be out of date."""
+        self._reauth_again_at = now
 
     def reauthenticated(self, now: float) -> None:
         """An epoch has mixed a re-authentication in."""
+        again_at, self._reauth_again_at = self._reauth_again_at, None
         self._authenticated_at = now
         self._reauth_due = False
         self._reauth_deadline = None
+        if again_at is None:
+            return
+        if self._role is Role.CLIENT:
+            self.reauthentication_due(Reason.REAUTHENTICATION)
+        else:
+            self.reauthentication_wanted(again_at)
 
     def _bound_reauthentication(self, now: float) -> None:
         if self._reauth_deadline is None:
@@ -157,11 +176,16 @@ class Timers:
         return min(limits, default=None)
 
     def _reauth_moment(self) -> float | None:
-        """Client: when the next re-authentication is due, or None."""
-        if self._role is not Role.CLIENT or self._reauth_due or self._session.going_away:
-            return None
+        """When the next re-authentication is due, or to be asked for at the server, or None.
+
+        The server's interval may be the shorter one. It asks late, because a client with the same
+        interval begins by itself.
+        """
         interval = self._settings.reauth_interval_s
-        return self._authenticated_at + interval if interval else None
+        if not interval or self._reauth_due or self._session.going_away:
+            return None
+        due = self._authenticated_at + interval
+        return due if self._role is Role.CLIENT else due + REAUTH_GRACE_S / 2
 
     # Deadlines.
 
@@ -223,10 +247,19 @@ class Timers:
         self._end_deadline = now + _END_TIMEOUT_S
 
     def check_reauthentication(self, now: float) -> None:
-        """Client: say so when it is time."""
+        """Say so when it is time: the client to its driver, the server to the client."""
         moment = self._reauth_moment()
-        if moment is not None and now >= moment:
+        if moment is None or now < moment:
+            return
+        if self._role is Role.CLIENT:
             self.reauthentication_due(Reason.REKEY_INTERVAL)
+        else:
+            self.request(Reason.REAUTHENTICATION)
+            self.reauthentication_wanted(now)
+
+    def request(self, reason: Reason) -> None:
+        """Server: REQUEST."""
+        self._writer.add_frame(FrameType.REQUEST, 0, bytes([reason.code]))
 
     # Pings.
 

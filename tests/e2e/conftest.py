@@ -36,9 +36,11 @@ def make_pair(tmp_path: Path, backend: Backend) -> Iterator[MakePair]:
             directory = tmp_path / f"pair-{len(pairs)}"
             directory.mkdir()
             pair = GatewayPair(directory, **options)
-            pairs.append(pair)
             ending.callback(pair.close)
-            return pair.start(tunnel=tunnel) if start else pair
+            if start:
+                pair.start(tunnel=tunnel)
+            pairs.append(pair)
+            return pair
 
         yield make
     for pair in pairs:

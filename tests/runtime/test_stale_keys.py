@@ -9,7 +9,7 @@ from qproxy.errors import Reason
 from qproxy.quantum.health import LinkState
 from qproxy.runtime.qkd import MAX_TRIAL_STOCK_KEYS, QuantumSide
 from tests.runtime.fakes import FakeSource
-from tests.runtime.test_qkd import quantum_side, until, while_running
+from tests.runtime.test_qkd import DIALS, quantum_side, until, while_running
 
 
 def offer_one_key(quantum: QuantumSide) -> tuple[str, ...]:
@@ -67,3 +67,10 @@ async def test_a_peer_without_its_kme_costs_no_stored_keys(
         assert quantum.stock.available == stored
 
     await while_running(quantum, action)
+
+
+async def test_an_epoch_is_never_stretched_to_the_age_at_which_tunnels_are_closed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    quantum = quantum_side(FakeSource())
+    assert quantum.policy.max_interval_s < DIALS.rekey.max_age_s - DIALS.epoch_timeout_s

@@ -250,6 +250,12 @@ def _listener_warnings(listener: ListenerStatus) -> Iterator[Finding]:
             detail=f"full: {listener.connections_open} connections; new ones wait",
         )
     yield from _recent("listener", listener.name, listener.refused, "connections are refused")
+    if listener.failed.last_reason not in _EVERYDAY:
+        yield from _recent("listener", listener.name, listener.failed, "connections are reset")
+
+
+#: How connections end without anybody having to look.
+_EVERYDAY: Final = frozenset({Reason.CONNECTION_RESET, Reason.IDLE_TIMEOUT, Reason.SHUTDOWN})
 
 
 def _recent(about: str, name: str, counts: ReasonCounts, what: str) -> Iterator[Finding]:

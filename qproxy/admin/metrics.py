@@ -455,6 +455,12 @@ def _traffic_families(status: GatewayStatus) -> Iterator[Metric]:
         ("listener", "reason"),
         _by_reason((entry.name, entry.refused) for entry in listeners),
     )
+    yield _counter(
+        "listener_failed",
+        "Connections of applications whose stream was reset, or refused by the far gateway.",
+        ("listener", "reason"),
+        _by_reason((entry.name, entry.failed) for entry in listeners),
+    )
     yield _gauge(
         "service_open_connections",
         "Connections to services in progress.",

@@ -216,6 +216,7 @@ def _snapshot_listener(listener: Listener, now: float) -> ListenerStatus:
         max_connections=config.max_connections,
         full=counters.full,
         refused=_counts(counters.refused, now),
+        failed=_counts(counters.failed, now),
     )
 
 

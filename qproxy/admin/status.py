@@ -275,6 +275,7 @@ class ListenerStatus:
         max_connections: how many may be open.
         full: times that accepting paused at that limit.
         refused: connections that got no stream.
+        failed: connections whose stream was reset by either side, or refused by the far gateway.
     """
 
     name: str
@@ -287,6 +288,7 @@ class ListenerStatus:
     max_connections: int
     full: int
     refused: ReasonCounts
+    failed: ReasonCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,7 +64,8 @@ def _body(document: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"listener {entry['name']} ({where}) to {entry['service']} at {entry['peer']}: "
             f"{entry['connections_open']} open, {entry['connections_accepted']} accepted, "
-            f"{entry['refused']['total']} refused{_reasons(entry['refused'])}"
+            f"{entry['refused']['total']} refused{_reasons(entry['refused'])}, "
+            f"{entry['failed']['total']} reset{_reasons(entry['failed'])}"
         )
     for entry in document["services"]:
         yield (
@@ -80,7 +81,7 @@ def _peer_lines(peer: Mapping[str, Any]) -> Iterator[str]:
     how = "dials us" if peer["address"] is None else f"dialled at {peer['address']}"
     yield (
         f"peer {peer['name']}: {peer['mode'] or 'no tunnel'}, "
-        f"{len(peer['tunnels'])}{of} tunnels up, {how}"
+        f"tunnels up: {len(peer['tunnels'])}{of}, {how}"
     )
     policy = peer["policy"]
     yield (

@@ -48,12 +48,14 @@ class ListenerCounters:
         open: those still in progress.
         full: times that accepting paused because ``max_connections`` were open.
         refused: connections that got no stream, by reason.
+        failed: connections whose stream was reset by either side, by reason.
     """
 
     accepted: int = 0
     open: int = 0
     full: int = 0
     refused: Tally[Reason] = field(default_factory=Tally)
+    failed: Tally[Reason] = field(default_factory=Tally)
 
 
 @dataclass(slots=True)

@@ -177,4 +177,6 @@ class Listener:
         )
         tunnel.flush()
         await relay.run(endpoint)
+        if relay.failure is not None:
+            self.counters.failed.add(relay.failure, trio.current_time())
         self._log.debug("stream_closed", stream=stream_id, client=client, reason=relay.failure)

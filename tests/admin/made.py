@@ -132,6 +132,7 @@ LISTENER = ListenerStatus(
     max_connections=10_000,
     full=0,
     refused=NOTHING,
+    failed=NOTHING,
 )
 SERVICE = ServiceStatus(
     name="db", connections_open=1, connections_opened=9, max_connections=200, refused=NOTHING
@@ -220,7 +221,14 @@ DRAINING = gateway(
     draining=True,
     unauthenticated=counts(Reason.CERTIFICATE_EXPIRED),
     unknown_services=counts(Reason.SERVICE_UNKNOWN),
-    listeners=(replace(LISTENER, addresses=(), refused=counts(Reason.NO_TUNNEL)),),
+    listeners=(
+        replace(
+            LISTENER,
+            addresses=(),
+            refused=counts(Reason.NO_TUNNEL),
+            failed=counts(Reason.CONNECT_REFUSED),
+        ),
+    ),
 )
 ALL = {
     "all well": GATEWAY,

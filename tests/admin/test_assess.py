@@ -126,6 +126,13 @@ def test_under_require_one_fresh_tunnel_is_enough_and_an_unusable_one_is_not():
         ),
         (
             made.gateway(
+                listeners=(replace(made.LISTENER, failed=made.counts(Reason.CONNECT_REFUSED)),)
+            ),
+            Reason.CONNECT_REFUSED,
+            "connections are reset",
+        ),
+        (
+            made.gateway(
                 services=(replace(made.SERVICE, refused=made.counts(Reason.CONNECT_REFUSED)),)
             ),
             Reason.CONNECT_REFUSED,
@@ -154,6 +161,11 @@ def test_what_was_refused_long_ago_is_no_warning():
     old = made.counts(Reason.CLIENT_TLS, age_s=61.0)
     status = made.gateway(listeners=(replace(made.LISTENER, refused=old),))
     assert assess(status).warnings == ()
+
+
+def test_what_clients_reset_is_no_warning():
+    reset = replace(made.LISTENER, failed=made.counts(Reason.CONNECTION_RESET))
+    assert assess(made.gateway(listeners=(reset,))).warnings == ()
 
 
 def test_a_link_that_has_just_begun_is_given_a_moment():

@@ -183,6 +183,7 @@ async def test_what_two_gateways_say_of_each_other(tmp_path: Path) -> None:
         )
         a, b = two.snapshots()
         assert (a.listeners[0].connections_accepted, b.services[0].connections_opened) == (1, 1)
+        assert a.listeners[1].failed.by_reason == {Reason.SERVICE_UNKNOWN: 1}
         check_peers(a, b, len(data))
 
         for address, gateway in ((two.admin_a, two.a), (two.admin_b, two.a)):

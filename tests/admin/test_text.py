@@ -39,7 +39,7 @@ def test_five_lines_say_what_is_wrong():
 
 def test_a_peer_takes_one_block():
     assert lines(made.GATEWAY)[1:] == [
-        "peer gw-b: hybrid, 1 of 1 tunnels up, dialled at 192.0.2.2:7443",
+        "peer gw-b: hybrid, tunnels up: 1 of 1, dialled at 192.0.2.2:7443",
         "  policy prefer (here prefer, there prefer); last QKD key 12 s ago",
         "  link healthy for 1 h 6 min (link_healthy), key source kme-a; KME holds 900 keys;"
         " QBER 1.20%",
@@ -48,7 +48,7 @@ def test_a_peer_takes_one_block():
         "  streams 3 open, 700 opened; sent 9.8 KiB, received 19.5 KiB",
         "  tunnel dialled here, hybrid epoch 84 for 12 s, X25519MLKEM768, round trip 2.1 ms,"
         " rekey every 60 s",
-        "listener web (127.0.0.1:8080) to web at gw-b: 3 open, 702 accepted, 0 refused",
+        "listener web (127.0.0.1:8080) to web at gw-b: 3 open, 702 accepted, 0 refused, 0 reset",
         "service db: 1 open, 9 opened, 0 refused",
     ]
 

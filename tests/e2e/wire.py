@@ -8,6 +8,7 @@ import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from tests.e2e.sockets import Address, host_and_port
 
@@ -23,8 +24,16 @@ Tamper = Callable[[bytes], bytes]
 class Recording:
     """Everything one TCP connection carried, per direction."""
 
+    client: socket.socket
+    server: socket.socket
     to_server: bytearray = field(default_factory=bytearray)
     to_client: bytearray = field(default_factory=bytearray)
+
+    def cut(self) -> None:
+        """End the connection towards both gateways with FIN."""
+        for sock in (self.client, self.server):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 class RecordingRelay:
@@ -43,7 +52,6 @@ class RecordingRelay:
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen(16)
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._sockets: list[socket.socket] = []
         self._flowing = threading.Event()
         self._flowing.set()
         self._threads: list[threading.Thread] = []
@@ -55,9 +63,8 @@ class RecordingRelay:
 
     def cut(self) -> None:
         """End every connection that is open in order, as if the gateways had sent FIN."""
-        for sock in list(self._sockets):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+        for recording in list(self.recordings):
+            recording.cut()
 
     def close(self) -> None:
         self._flowing.set()
@@ -67,8 +74,9 @@ class RecordingRelay:
         self.cut()
         for thread in self._threads:
             thread.join(10)
-        for sock in self._sockets:
-            sock.close()
+        for recording in self.recordings:
+            recording.client.close()
+            recording.server.close()
 
     def __enter__(self) -> RecordingRelay:
         return self
@@ -93,21 +101,20 @@ class RecordingRelay:
                 client.close()
                 continue
             server.settimeout(None)
-            recording = Recording()
+            recording = Recording(client, server)
             self.recordings.append(recording)
-            self._sockets += [client, server]
-            self._start(lambda c=client, s=server, r=recording: self._carry(c, s, r.to_server))
-            self._start(lambda c=client, s=server, r=recording: self._carry(s, c, r.to_client))
+            self._start(partial(self._carry, client, server, recording.to_server, to_server=True))
+            self._start(partial(self._carry, server, client, recording.to_client, to_server=False))
 
-    def _carry(self, source: socket.socket, sink: socket.socket, record: bytearray) -> None:
-        to_server = any(record is recording.to_server for recording in self.recordings)
+    def _carry(
+        self, source: socket.socket, sink: socket.socket, record: bytearray, *, to_server: bool
+    ) -> None:
         try:
             while data := source.recv(1 << 16):
                 self._flowing.wait()
                 record += data
-                if to_server and self.tamper is not None:
-                    data = self.tamper(data)
-                sink.sendall(data)
+                spoil = self.tamper if to_server else None
+                sink.sendall(data if spoil is None else spoil(data))
             sink.shutdown(socket.SHUT_WR)
         except OSError:
             for sock in (source, sink):

@@ -540,6 +540,21 @@ def test_the_tls_phase_takes_so_many_bytes(content_type: int) -> None:
     assert pair.take_output(Role.SERVER) == b""
 
 
+def test_the_tls_phase_of_a_certified_peer_takes_so_many_bytes_too() -> None:
+    """One that offers for ever what is refused for ever."""
+    pair = make_pair()
+    pair.pump()
+    pair.server_keys = lambda _needed: Reason.KEY_NOT_FOUND
+
+    def offer_for_ever() -> None:
+        for number in range(1000):
+            pair.start_epoch(Mode.HYBRID, qkd_keys(f"k{number}"))
+            pair.pump()
+
+    fails(pair, Reason.RECORD_OVERFLOW, offer_for_ever, Role.SERVER)
+    assert len(pair.wire[Role.CLIENT]) < MAX_TLS_PHASE_BYTES + MAX_RECORD_BYTES
+
+
 def test_the_splitter_holds_no_more_than_its_buffer() -> None:
     splitter = RecordSplitter()
     record = b"\x17\x03\x03\x41\x00" + bytes(0x4100)

@@ -474,6 +474,23 @@ def test_r06_a_second_offer_while_one_is_outstanding_is_fatal() -> None:
     fails(pair, Reason.UNEXPECTED_MESSAGE, pair.pump, Role.SERVER)
 
 
+@pytest.mark.parametrize("change", [{"attempt": 2}, {"epoch": 3}, {"epoch": 1}], ids=str)
+def test_r06_a_confirm_for_another_attempt_is_fatal_whatever_its_mac(
+    change: dict[str, int],
+) -> None:
+    pair = established()
+    intercept(
+        pair.client,
+        message_of(
+            MessageType.CONFIRM,
+            lambda m: replace(decode_epoch_message(m), **change).encode(),
+        ),
+    )
+    pair.start_epoch()
+    fails(pair, Reason.UNEXPECTED_MESSAGE, pair.pump, Role.SERVER)
+    assert pair.server.epoch == 1
+
+
 def test_r06_a_repeated_confirm_is_fatal() -> None:
     pair = established()
     sent = listen_in(pair.client)

@@ -240,3 +240,15 @@ def test_r11_the_splitter_cuts_exactly_at_the_hand_over() -> None:
     pair.server.send_data(stream_id, memoryview(b"at once"))
     pair.pump()
     assert pair.received(Role.CLIENT, stream_id) == b"at once"
+
+
+def test_r11_what_was_not_sent_before_a_fault_is_never_sent() -> None:
+    """CONFIRM waits to go out when garbage after ACCEPT ends the tunnel: it stays here."""
+    pair = make_pair()
+    pair.pump()
+    pair.start_epoch()
+    pair.deliver(Role.SERVER, pair.take_output(Role.CLIENT))
+    garbage = b"\x17\x03\x03\x00\x20" + bytes(32)
+    both = pair.take_output(Role.SERVER) + garbage
+    fails(pair, Reason.BAD_RECORD_MAC, lambda: pair.deliver(Role.CLIENT, both), Role.CLIENT)
+    assert pair.take_output(Role.CLIENT) == b""

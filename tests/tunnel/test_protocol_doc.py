@@ -10,8 +10,21 @@ import pytest
 
 from qproxy import keys
 from qproxy.crypto import kem, labels, records, schedule
-from qproxy.errors import WIRE_CODES, public_reason
-from qproxy.tunnel import constants, frames, messages, records_out, settings, states, timers
+from qproxy.errors import WIRE_CODES, Reason, RemoteProtocolError, public_reason
+from qproxy.tunnel import (
+    announce,
+    constants,
+    frames,
+    messages,
+    reauth,
+    records_out,
+    settings,
+    states,
+    timers,
+)
+from qproxy.tunnel.settings import Role
+from tests.tunnel.adversary import inject_frame
+from tests.tunnel.helpers import established
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -117,6 +130,46 @@ def test_the_entry_of_an_offered_key():
     assert [row[1] for row in rows(entry)[2:]] == names
 
 
+def test_the_frames_that_prepare_an_epoch():
+    tls = rows(tables(section("Re-authentication"))[0])[2:]
+    id_bytes, chunk = messages.REAUTH_ID_BYTES, reauth.MAX_TLS_CHUNK_BYTES
+    assert [row[:3] for row in tls] == [
+        ["0", str(id_bytes), "reauth_id"],
+        [str(id_bytes), f"1 to {chunk:,}", "tls"],
+    ]
+    count = f"1 to {announce.MAX_KEYS_PER_ANNOUNCE}"
+    announced = rows(tables(section("ANNOUNCE"))[0])[2:]
+    assert announced[0] == ["1", "count", count]
+    assert announced[1][1] == "keys"
+    report = rows(tables(section("REPORT"))[0])[2:]
+    size = announce.INSTANCE_ID_BYTES
+    assert report[0][:3] == ["0", str(size), "instance_id"]
+    assert report[1] == [str(size), "1", "count", count]
+    assert f"text, 1 to {keys.MAX_KEY_ID_BYTES} bytes" in report[2][3]
+
+
+@pytest.mark.parametrize("title", ["Re-authentication", "REQUEST"])
+def test_how_long_a_reauthentication_may_take(title):
+    assert f"{timers.REAUTH_GRACE_S:g} seconds" in section(title)
+
+
+def test_who_may_send_the_frames_that_prepare_an_epoch():
+    wrong = {
+        Role.SERVER: (frames.FrameType.REQUEST, frames.FrameType.REPORT),
+        Role.CLIENT: (frames.FrameType.ANNOUNCE,),
+    }
+    sent = {row[1]: row[4] for row in rows(section("Frames")) if row[0].isdigit() and len(row) == 5}
+    for role, kinds in wrong.items():
+        for kind in kinds:
+            direction = "client to server" if role is Role.CLIENT else "server to client"
+            assert direction in sent[kind.name]
+            pair = established()
+            sender = Role.CLIENT if role is Role.SERVER else Role.SERVER
+            with pytest.raises(RemoteProtocolError) as caught:
+                inject_frame(pair, sender, kind, 0, b"\x01")
+            assert caught.value.reason is Reason.UNEXPECTED_MESSAGE
+
+
 def test_every_label_and_no_other_is_listed():
     cells = re.findall(r"^\|[^|]*\| `([^`]*)`", section("Labels"), re.MULTILINE)
     used = {value.decode() for name, value in vars(labels).items() if name.isupper()}
@@ -133,7 +186,10 @@ def test_every_protocol_constant_is_listed_with_its_value():
     for module, names in (
         (records, ("MAX_CONTENT_BYTES", "MAX_CIPHERTEXT_BYTES", "MAX_RECORDS_PER_KEY")),
         (keys, ("MIN_QKD_KEY_BYTES", "MAX_QKD_KEY_BYTES", "MAX_KEY_ID_BYTES")),
-        (messages, ("MAX_SOURCE_BYTES",)),
+        (messages, ("MAX_SOURCE_BYTES", "REAUTH_ID_BYTES")),
+        (announce, ("MAX_KEYS_PER_ANNOUNCE", "INSTANCE_ID_BYTES")),
+        (reauth, ("MAX_TLS_CHUNK_BYTES",)),
+        (timers, ("REAUTH_GRACE_S",)),
     ):
         expected |= {name: getattr(module, name) for name in names}
     listed = {row[0]: number(row[1]) for row in rows(section("Protocol constants"))[2:]}

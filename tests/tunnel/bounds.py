@@ -9,13 +9,22 @@ from qproxy.tunnel.events import TunnelClosed
 from qproxy.tunnel.records_in import LARGE_BUFFER_BYTES
 from qproxy.tunnel.records_out import MAX_OUTPUT_BYTES
 from qproxy.tunnel.settings import Role
+from tests import pki
 from tests.tunnel.adversary import other
-from tests.tunnel.helpers import Pair
+from tests.tunnel.helpers import Pair, tunnel_context
 from tests.tunnel.rules import BOTH
 
 MAX_STREAMS = 8
 MAX_ROUNDS = 60
 SMALL: dict[str, Any] = {"max_streams": MAX_STREAMS, "max_session_window_bytes": 8 << 20}
+
+
+def fixed_size_contexts() -> dict[str, Any]:
+    """TLS contexts with Ed25519: signatures of one size, so that an example repeats exactly."""
+    return {
+        "client_tls": tunnel_context(Role.CLIENT, "gw-a", algorithm=pki.ED25519),
+        "server_tls": tunnel_context(Role.SERVER, "gw-b", algorithm=pki.ED25519),
+    }
 
 
 def check_limits(pair: Pair) -> None:

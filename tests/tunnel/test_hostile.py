@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,7 +22,7 @@ from qproxy.tunnel.frames import FRAME_HEADER_BYTES, MAX_PAYLOAD_BYTES, FrameTyp
 from qproxy.tunnel.messages import decode_epoch_message
 from qproxy.tunnel.settings import Role
 from tests.tunnel.adversary import frame, intercept, listen_in, other, seal, split_records
-from tests.tunnel.bounds import MAX_ROUNDS, SMALL, check_limits, feed, settle
+from tests.tunnel.bounds import MAX_ROUNDS, SMALL, check_limits, feed, fixed_size_contexts, settle
 from tests.tunnel.helpers import CLIENT, SERVER, Pair, established, make_pair, qkd_keys, replace
 from tests.tunnel.rules import BOTH
 from tests.tunnel.test_connection import open_stream
@@ -40,7 +41,7 @@ def exchange(pair: Pair, *senders: Role) -> None:
 
 
 def at_hello() -> Pair:
-    return make_pair(replace(CLIENT, **SMALL), replace(SERVER, **SMALL))
+    return make_pair(replace(CLIENT, **SMALL), replace(SERVER, **SMALL), **fixed_size_contexts())
 
 
 def at_server_flight() -> Pair:
@@ -69,7 +70,7 @@ def at_epoch(*senders: Role, first: bool, mode: Mode = Mode.HYBRID) -> Pair:
 
 
 def at_rest() -> Pair:
-    pair = established(replace(CLIENT, **SMALL), replace(SERVER, **SMALL))
+    pair = established(replace(CLIENT, **SMALL), replace(SERVER, **SMALL), **fixed_size_contexts())
     stream_id = open_stream(pair)
     for role in BOTH:
         pair.end(role).send_data(stream_id, memoryview(b"some data"))
@@ -146,32 +147,42 @@ def test_left_alone_every_state_settles_without_an_error(state: str, step: int) 
 # --- an attacker on the wire -----------------------------------------------------------------
 
 
-def tamper(records: list[bytes], reflected: list[bytes], data: st.DataObject) -> list[bytes]:
+#: An attack: what, on which record or message, where in it, and with what. Drawn before anything
+#: runs, because keys and signatures are fresh in every example and must not steer the drawing.
+ATTACKS = st.tuples(
+    st.sampled_from(
+        ["flip", "cut", "extend", "repeat", "swap", "drop", "reflect", "garbage", "length"]
+    ),
+    st.integers(0, 1 << 16),
+    st.integers(0, 1 << 16),
+    st.integers(1, 255),
+    st.binary(min_size=1, max_size=300),
+)
+
+
+def tamper(
+    records: list[bytes], reflected: list[bytes], attack: tuple[str, int, int, int, bytes]
+) -> list[bytes]:
     """One attack on the records of one direction."""
-    choice = data.draw(
-        st.sampled_from(
-            ["flip", "cut", "extend", "repeat", "swap", "drop", "reflect", "garbage", "length"]
-        )
-    )
-    at = data.draw(st.integers(0, len(records) - 1)) if records else 0
+    choice, which, where, change, blob = attack
+    at = which % len(records) if records else 0
     altered = list(records)
     if choice == "garbage" or not records:
-        altered.insert(at, data.draw(st.binary(min_size=1, max_size=300)))
+        altered.insert(at, blob)
     elif choice == "reflect":
         altered[at:at] = reflected or [records[at]]
     elif choice in {"flip", "length"}:
         record = bytearray(records[at])
-        limit = 5 if choice == "length" else len(record)
-        record[data.draw(st.integers(0, limit - 1))] ^= data.draw(st.integers(1, 255))
+        record[where % (5 if choice == "length" else len(record))] ^= change
         altered[at] = bytes(record)
     elif choice == "cut":
-        altered[at] = records[at][: data.draw(st.integers(0, len(records[at]) - 1))]
+        altered[at] = records[at][: where % len(records[at])]
     elif choice == "extend":
-        altered[at] += data.draw(st.binary(min_size=1, max_size=64))
+        altered[at] += blob
     elif choice == "repeat":
         altered.insert(at, records[at])
     elif choice == "swap":
-        random.Random(data.draw(st.integers(0, 9))).shuffle(altered)
+        random.Random(where).shuffle(altered)
     else:
         del altered[at]
     return altered
@@ -179,15 +190,15 @@ def tamper(records: list[bytes], reflected: list[bytes], data: st.DataObject) ->
 
 @pytest.mark.parametrize("state", STATES)
 @property_of(30)
-@given(data=st.data())
-def test_an_attacker_on_the_wire_gets_an_error_or_nothing(state: str, data: st.DataObject) -> None:
+@given(victim=st.sampled_from(BOTH), attack=ATTACKS, step=st.sampled_from([0, 0, 0, 1, 700]))
+def test_an_attacker_on_the_wire_gets_an_error_or_nothing(
+    state: str, victim: Role, attack: tuple[str, int, int, int, bytes], step: int
+) -> None:
     pair = STATES[state]()
     waiting = {role: split_records(pair.take_output(role)) for role in BOTH}
-    victim = data.draw(st.sampled_from(BOTH))
     attacker = other(victim)
     said = {role: pair.received(role, 1) for role in BOTH}
-    altered = tamper(waiting[attacker], waiting[victim], data)
-    step = data.draw(st.sampled_from([0, 0, 0, 1, 700]))
+    altered = tamper(waiting[attacker], waiting[victim], attack)
     feed(pair, victim, b"".join(altered), step)
     feed(pair, attacker, b"".join(waiting[victim]), step)
     settle(pair)
@@ -313,10 +324,28 @@ def test_a_peer_with_the_keys_gets_an_error_or_nothing(
     settle(pair)
 
 
+LAWFUL_FRAMES = st.sampled_from(
+    [
+        (FrameType.OPEN, b"\x03web\0\0"),
+        (FrameType.DATA, b"data"),
+        (FrameType.DATA, bytes(MAX_PAYLOAD_BYTES)),
+        (FrameType.HALF_CLOSE, b""),
+        (FrameType.RESET, b"\x3c"),
+        (FrameType.OPENED, b""),
+        (FrameType.REFUSED, b"\x35"),
+    ]
+)
+ANSWERS = st.sampled_from(["", "accept", "refuse", "consume", "close"])
+
+
 @pytest.mark.parametrize("liar", BOTH)
 @property_of(40)
-@given(data=st.data())
-def test_streams_in_any_order_of_frames(liar: Role, data: st.DataObject) -> None:
+@given(
+    steps=st.lists(st.tuples(LAWFUL_FRAMES, st.integers(1, 7), ANSWERS), min_size=1, max_size=25)
+)
+def test_streams_in_any_order_of_frames(
+    liar: Role, steps: list[tuple[tuple[FrameType, bytes], int, str]]
+) -> None:
     """Sequences that are mostly lawful get further than noise: streams, credit, both half-closes.
 
     The honest end answers as a driver would, so that there is something to disagree about.
@@ -325,24 +354,9 @@ def test_streams_in_any_order_of_frames(liar: Role, data: st.DataObject) -> None
     victim = other(liar)
     honest = pair.end(victim)
     feed(pair, victim, pair.take_output(liar))
-    ids = [1, 2, 3, 4, 5] if liar is Role.SERVER else [1, 3, 5, 7, 2]
-    lawful = st.sampled_from(
-        [
-            (FrameType.OPEN, b"\x03web\0\0"),
-            (FrameType.DATA, b"data"),
-            (FrameType.DATA, bytes(MAX_PAYLOAD_BYTES)),
-            (FrameType.HALF_CLOSE, b""),
-            (FrameType.RESET, b"\x3c"),
-            (FrameType.OPENED, b""),
-            (FrameType.REFUSED, b"\x35"),
-        ]
-    )
-    for _ in range(data.draw(st.integers(1, 25))):
-        code, payload = data.draw(lawful)
-        stream_id = data.draw(st.sampled_from(ids))
+    for (code, payload), stream_id, with_answer in steps:
         if not feed(pair, victim, seal(pair, liar, frame(code, stream_id, payload))):
             break
-        with_answer = data.draw(st.sampled_from(["", "accept", "refuse", "consume", "close"]))
         requested = {event.stream_id for event in pair.of(victim, StreamRequested)}
         try:
             if with_answer == "accept" and stream_id in requested:
@@ -363,25 +377,32 @@ def test_streams_in_any_order_of_frames(liar: Role, data: st.DataObject) -> None
     settle(pair)
 
 
-def mutate(message: bytes, data: st.DataObject) -> bytes:
-    choice = data.draw(st.sampled_from(["same", "flip", "cut", "extend", "type", "number"]))
+#: A change of a message: how, where, by what, and the numbers to claim.
+CHANGES = st.tuples(
+    st.sampled_from(["same", "flip", "cut", "extend", "type", "number"]),
+    st.integers(0, 1 << 16),
+    st.integers(1, 255),
+    st.binary(min_size=1, max_size=40),
+    st.sampled_from([0, 1, 2, 3, 0xFFFF_FFFF]),
+    st.sampled_from([0, 1, 2, 0xFFFF]),
+)
+
+
+def mutate(message: bytes, change: tuple[str, int, int, bytes, int, int]) -> bytes:
+    choice, where, value, blob, epoch, attempt = change
     altered = bytearray(message)
     if choice == "flip":
-        altered[data.draw(st.integers(0, len(altered) - 1))] ^= data.draw(st.integers(1, 255))
+        altered[where % len(altered)] ^= value
     elif choice == "cut":
-        del altered[data.draw(st.integers(0, len(altered) - 1)) :]
+        del altered[where % len(altered) :]
     elif choice == "extend":
-        altered += data.draw(st.binary(min_size=1, max_size=40))
+        altered += blob
     elif choice == "type":
-        altered[0] = data.draw(st.integers(0, 8))
+        altered[0] = value % 9
     elif choice == "number":
-        # Epoch and attempt, where the message has them, in one of their neighbours' values.
+        # Epoch and attempt, where the message has them.
         offset = 4 if message[0] == 1 else 1
-        values = st.sampled_from([0, 1, 2, 3, 0xFFFF_FFFF])
-        altered[offset : offset + 4] = data.draw(values).to_bytes(4, "big")
-        altered[offset + 4 : offset + 6] = data.draw(st.sampled_from([0, 1, 2, 0xFFFF])).to_bytes(
-            2, "big"
-        )
+        altered[offset : offset + 6] = epoch.to_bytes(4, "big") + attempt.to_bytes(2, "big")
     return bytes(altered)
 
 
@@ -406,13 +427,16 @@ RECORDED = recorded_messages()
 
 @pytest.mark.parametrize("state", FIRST_STATES | OPEN_STATES)
 @property_of(40)
-@given(data=st.data())
+@given(
+    liar=st.sampled_from(BOTH),
+    changes=st.lists(st.tuples(st.integers(0, 60), CHANGES), min_size=1, max_size=4),
+    step=st.sampled_from([0, 0, 1]),
+)
 def test_epoch_messages_of_any_making_get_an_error_or_nothing(
-    state: str, data: st.DataObject
+    state: str, liar: Role, changes: list[tuple[int, Any]], step: int
 ) -> None:
     """Recorded, this tunnel's own, and reflected ones, altered, at every state, by either end."""
     pair = (FIRST_STATES | OPEN_STATES)[state]()
-    liar = data.draw(st.sampled_from(BOTH))
     victim = other(liar)
     end = pair.end(liar)
     epochs = [pair.end(role).epoch for role in BOTH]
@@ -421,15 +445,15 @@ def test_epoch_messages_of_any_making_get_an_error_or_nothing(
         pair.start_epoch(Mode.HYBRID, qkd_keys("z"))
     feed(pair, victim, pair.take_output(liar))
     pool = [*own, *RECORDED[Role.CLIENT], *RECORDED[Role.SERVER]]
-    for _ in range(data.draw(st.integers(1, 4))):
-        message = mutate(data.draw(st.sampled_from(pool)), data)
+    for which, change in changes:
+        message = mutate(pool[which % len(pool)], change)
         if end._tls is not None:
             record = end._tls.send_message(message) if message else b""
         elif end._writer._sealer is not None:
             record = seal(pair, liar, fitting(frame(FrameType.EPOCH, 0, message)))
         else:
             return
-        if not feed(pair, victim, record, data.draw(st.sampled_from([0, 0, 1]))):
+        if not feed(pair, victim, record, step):
             break
     # Nothing of all this can have made the ends commit different keys for one epoch.
     settle(pair)
@@ -441,8 +465,8 @@ def test_epoch_messages_of_any_making_get_an_error_or_nothing(
 
 @pytest.mark.parametrize("kind", ["OFFER", "ACCEPT", "REJECT", "CONFIRM", "ABORT"])
 @property_of(60)
-@given(data=st.data())
-def test_any_bit_of_an_epoch_message_counts(kind: str, data: st.DataObject) -> None:
+@given(where=st.integers(0, 1 << 16))
+def test_any_bit_of_an_epoch_message_counts(kind: str, where: int) -> None:
     """Each bit is covered by the transcript, by the MACs, or by the history of failed attempts.
 
     Inside the encryption only a liar could alter one.
@@ -457,7 +481,7 @@ def test_any_bit_of_an_epoch_message_counts(kind: str, data: st.DataObject) -> N
     def altered(message: bytes) -> list[bytes]:
         if type(decode_epoch_message(message)).__name__.upper() != kind or done:
             return [message]
-        bit = data.draw(st.integers(0, 8 * len(message) - 1))
+        bit = where % (8 * len(message))
         flipped = bytearray(message)
         flipped[bit // 8] ^= 1 << bit % 8
         done.append(bytes(flipped))

@@ -20,7 +20,7 @@ from qproxy.modes import Mode, Policy
 from qproxy.tunnel.events import DataReceived, EpochCommitted, StreamRequested
 from qproxy.tunnel.settings import Role
 from tests.tunnel.adversary import other, split_records
-from tests.tunnel.bounds import SMALL, check_limits, feed
+from tests.tunnel.bounds import SMALL, check_limits, feed, fixed_size_contexts
 from tests.tunnel.helpers import CLIENT, SERVER, make_pair, qkd_keys, with_policy
 from tests.tunnel.rules import BOTH
 
@@ -51,7 +51,9 @@ class HostileWire(RuleBasedStateMachine):
         self.policies = {Role.CLIENT: mine, Role.SERVER: theirs}
         limits = {"max_without_qkd_s": 120, **SMALL}
         self.pair = make_pair(
-            with_policy(CLIENT, mine, **limits), with_policy(SERVER, theirs, **limits)
+            with_policy(CLIENT, mine, **limits),
+            with_policy(SERVER, theirs, **limits),
+            **fixed_size_contexts(),
         )
         honest = self.pair.server_keys
         assert honest is not None

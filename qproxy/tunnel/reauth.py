@@ -73,6 +73,10 @@ class InnerHandshake:
                         Reason.UNEXPECTED_MESSAGE, "data inside a re-authentication"
                     )
                 output += answer
+        if self.peer is not None and self._splitter.buffered:
+            raise RemoteProtocolError(
+                Reason.UNEXPECTED_MESSAGE, "TLS bytes behind the end of a re-authentication"
+            )
         return self._frames(bytes(output))
 
     def exporter(self, transcript_hash: bytes) -> bytearray:

@@ -137,9 +137,9 @@ MODES, POLICIES, AEADS, KEMS, REASONS = (
     range(3),
     range(1, 3),
     range(1, 3),
-    range(1, 69),
+    range(1, 70),
 )
-CLOSED = 67
+KEY_NOT_FOUND, CLOSED = 42, 67
 ENCAPSULATION_KEY_BYTES = {1: 1184, 2: 1568}
 CIPHERTEXT_BYTES = {1: 1088, 2: 1568}
 
@@ -530,7 +530,11 @@ class Protection:
     EPOCH,
     SWITCH,
     COMMITTED,
-) = range(1, 16)
+    REQUEST,
+    ANNOUNCE,
+    REPORT,
+    TLS,
+) = range(1, 20)
 OF_A_STREAM = {DATA, OPEN, OPENED, REFUSED, STREAM_CREDIT, HALF_CLOSE, RESET}
 ALONE = {END, EPOCH, SWITCH, COMMITTED}
 MAX_PAYLOAD_BYTES = 16_377
@@ -543,9 +547,58 @@ class Open:
     listener_address: str
 
 
+@dataclass(frozen=True)
+class Announce:
+    keys: tuple[Key, ...]
+
+    def encode(self) -> bytes:
+        return u8(len(self.keys)) + b"".join(key.encode() for key in self.keys)
+
+    @classmethod
+    def read(cls, reader: Reader) -> Announce:
+        count = reader.number(1)
+        _check(1 <= count <= 64, "a count of keys")
+        keys = tuple(Key.read(reader) for _ in range(count))
+        _check(len({(key.source, key.key_id) for key in keys}) == count, "a key named twice")
+        return cls(keys)
+
+
+@dataclass(frozen=True)
+class Report:
+    instance_id: bytes
+    results: tuple[tuple[str, int], ...]
+
+    def encode(self) -> bytes:
+        results = b"".join(text(key_id) + u8(result) for key_id, result in self.results)
+        return self.instance_id + u8(len(self.results)) + results
+
+    @classmethod
+    def read(cls, reader: Reader) -> Report:
+        instance_id, count = reader.take(8), reader.number(1)
+        _check(1 <= count <= 64, "a count of keys")
+        read = [(reader.text(1, 128), reader.number(1)) for _ in range(count)]
+        known = {0, *REASONS}
+        return cls(instance_id, tuple((i, r if r in known else KEY_NOT_FOUND) for i, r in read))
+
+
+@dataclass(frozen=True)
+class Tls:
+    reauth_id: bytes
+    tls: bytes
+
+    def encode(self) -> bytes:
+        return self.reauth_id + self.tls
+
+    @classmethod
+    def read(cls, data: bytes) -> Tls:
+        _check(len(data) > 16, "TLS without an ID or without TLS bytes")
+        _check(data[:16] != bytes(16), "TLS with an ID of zeros")
+        return cls(data[:16], data[16:])
+
+
 # What a payload holds: bytes (DATA, PING, PONG), a number (reason, limit, epoch), nothing, an
-# OPEN's texts or an epoch message.
-Payload = bytes | int | None | Open | Message
+# OPEN's texts, fields of another frame, or an epoch message.
+Payload = bytes | int | None | Open | Announce | Report | Tls | Message
 
 
 @dataclass(frozen=True)
@@ -581,11 +634,15 @@ def _decode_payload(kind: int, data: bytes) -> Payload:
     if kind == DATA:
         _check(len(data) >= 1, "DATA without data")
         return data
+    if kind == TLS:
+        return Tls.read(data)
     if kind in {PING, PONG}:
         payload = reader.take(8)
     elif kind == OPEN:
         payload = Open(reader.text(1, 255), reader.text(0, 255), reader.text(0, 255))
-    elif kind in {REFUSED, RESET, GO_AWAY, END}:
+    elif kind in {ANNOUNCE, REPORT}:
+        payload = (Announce if kind == ANNOUNCE else Report).read(reader)
+    elif kind in {REFUSED, RESET, GO_AWAY, END, REQUEST}:
         reason = reader.number(1)
         payload = reason if reason in REASONS else CLOSED
     elif kind in {STREAM_CREDIT, SESSION_CREDIT}:
@@ -606,7 +663,7 @@ def decode_frames(content: bytes) -> list[Frame]:
     left = len(content)
     while left:
         kind, stream_id, size = rest.number(1), rest.number(4), rest.number(2)
-        _check(kind in range(DATA, COMMITTED + 1), "an unknown frame")
+        _check(kind in range(DATA, TLS + 1), "an unknown frame")
         _check(size <= MAX_PAYLOAD_BYTES, "a payload that is too long")
         if kind in OF_A_STREAM:
             _check(stream_id != 0, "a stream frame without stream", "unexpected_message")

@@ -19,12 +19,14 @@ from qproxy.crypto.records import CONTENT_APPLICATION_DATA, RecordSealer
 from qproxy.crypto.schedule import ChainKey, PendingEpoch, expand, extract, history_hash
 from qproxy.errors import Reason
 from qproxy.modes import Aead, KemAlgorithm, Mode, Policy
+from qproxy.tunnel.announce import INSTANCE_ID_BYTES, KeyReport, encode_announce
 from qproxy.tunnel.frames import FRAME_HEADER, FrameType, OpenRequest
 from qproxy.tunnel.messages import (
     AEAD_CODES,
     KEM_CODES,
     NO_REAUTH,
     POLICY_CODES,
+    REAUTH_ID_BYTES,
     Abort,
     Accept,
     Binding,
@@ -435,6 +437,10 @@ def describe_frames() -> list[dict[str, Any]]:
     limit = (1 << 20).to_bytes(8, "big")
     reason = bytes([Reason.SHUTDOWN.code])
     abort = Abort(2, 1, Reason.EPOCH_TIMEOUT).encode()
+    announced = [OfferedKey("etsi-qkd-014", 32, "key-1"), OfferedKey("file", 64, "key-2")]
+    report = KeyReport(
+        fixed("instance", INSTANCE_ID_BYTES), (("key-1", None), ("key-2", Reason.NO_KEY_SOURCE))
+    )
     given = (
         (FrameType.DATA, 1, b"data"),
         (FrameType.OPEN, 3, OpenRequest("web", "192.0.2.7:50000", "127.0.0.1:8080").encode()),
@@ -451,6 +457,10 @@ def describe_frames() -> list[dict[str, Any]]:
         (FrameType.EPOCH, 0, abort),
         (FrameType.SWITCH, 0, (2).to_bytes(4, "big")),
         (FrameType.COMMITTED, 0, (1).to_bytes(4, "big")),
+        (FrameType.REQUEST, 0, bytes([Reason.REAUTHENTICATION.code])),
+        (FrameType.ANNOUNCE, 0, encode_announce(announced)),
+        (FrameType.REPORT, 0, report.encode()),
+        (FrameType.TLS, 0, fixed("reauth id", REAUTH_ID_BYTES) + b"TLS bytes"),
     )
     return [
         {

@@ -304,6 +304,10 @@ FRAME_NAMES = [
     "EPOCH",
     "SWITCH",
     "COMMITTED",
+    "REQUEST",
+    "ANNOUNCE",
+    "REPORT",
+    "TLS",
 ]
 
 
@@ -330,6 +334,14 @@ def test_frames_say_what_the_vectors_are_about() -> None:
     assert frames["STREAM_CREDIT"] == [ind.Frame(ind.STREAM_CREDIT, 3, 2**20)]
     assert frames["EPOCH"] == [ind.Frame(ind.EPOCH, 0, ind.Abort(2, 1, 30))]
     assert frames["SWITCH"] == [ind.Frame(ind.SWITCH, 0, 2)]
+    assert frames["REQUEST"] == [ind.Frame(ind.REQUEST, 0, 6)]
+    announced = (ind.Key("etsi-qkd-014", 32, "key-1"), ind.Key("file", 64, "key-2"))
+    assert frames["ANNOUNCE"] == [ind.Frame(ind.ANNOUNCE, 0, ind.Announce(announced))]
+    [report], [tls] = frames["REPORT"], frames["TLS"]
+    assert isinstance(report.payload, ind.Report)
+    assert report.payload.results == (("key-1", 0), ("key-2", 33))
+    assert isinstance(tls.payload, ind.Tls)
+    assert tls.payload.tls == b"TLS bytes"
 
 
 # --- One bit of an input --------------------------------------------------------------------
@@ -585,7 +597,7 @@ KEY = ind.Key("etsi-qkd-014", 32, "id")
         ({"mode": 1}, "malformed_message"),
         ({"mode": 3}, "malformed_message"),
         ({"reason": 0}, "malformed_message"),
-        ({"reason": 69}, "malformed_message"),
+        ({"reason": 70}, "malformed_message"),
         ({"policy": 3}, "malformed_message"),
         ({"history": bytes(47)}, "malformed_message"),
         ({"client_name": ""}, "malformed_message"),
@@ -645,7 +657,7 @@ def test_a_frame_is_taken_whole_or_refused() -> None:
         for end in range(len(encoded)):
             with pytest.raises(ind.RefusedError):
                 ind.decode_frames(encoded[:end])
-        reasons = {"REFUSED", "RESET", "GO_AWAY", "END"}
+        reasons = {"REFUSED", "RESET", "GO_AWAY", "END", "REQUEST"}
         for bit in range(8 * len(encoded)):
             changed = flip(encoded, bit)
             try:
@@ -653,6 +665,8 @@ def test_a_frame_is_taken_whole_or_refused() -> None:
             except ind.RefusedError:
                 continue
             unknown_reason = vector["frame"] in reasons and frames[0].payload == ind.CLOSED
+            if isinstance(frames[0].payload, ind.Report):
+                unknown_reason = any(r == ind.KEY_NOT_FOUND for _, r in frames[0].payload.results)
             assert unknown_reason or b"".join(f.encode() for f in frames) == changed
 
 
@@ -674,7 +688,13 @@ def test_frames_share_a_record_unless_they_must_be_alone() -> None:
     [
         ("", "malformed_message"),
         ("00000000000000", "malformed_message"),
+        ("14000000000000", "malformed_message"),
         ("10000000000000", "malformed_message"),
+        ("11000000000003000101", "malformed_message"),
+        ("1100000000000100", "malformed_message"),
+        ("12000000000009000000000000000000", "malformed_message"),
+        ("13000000000011" + "00" * 16 + "16", "malformed_message"),
+        ("13000000000010" + "01" * 16, "malformed_message"),
         ("01000000010000", "malformed_message"),
         ("0100000000000161", "unexpected_message"),
         ("0900000001000800000000000000aa", "malformed_message"),
@@ -692,8 +712,8 @@ def test_frames_outside_the_table_are_refused(encoded: str, reason: str) -> None
     assert refused.value.reason == reason
 
 
-@pytest.mark.parametrize("kind", [ind.REFUSED, ind.RESET, ind.GO_AWAY, ind.END])
-@pytest.mark.parametrize("code", [0, 69, 255])
+@pytest.mark.parametrize("kind", [ind.REFUSED, ind.RESET, ind.GO_AWAY, ind.END, ind.REQUEST])
+@pytest.mark.parametrize("code", [0, 70, 255])
 def test_an_unknown_reason_in_a_frame_reads_as_closed(kind: int, code: int) -> None:
     stream_id = 1 if kind in ind.OF_A_STREAM else 0
     encoded = ind.u8(kind) + ind.u32(stream_id) + ind.vec16(ind.u8(code))

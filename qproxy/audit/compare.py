@@ -185,15 +185,15 @@ class Window:
     """Which epochs are looked at: those that either gateway committed in it.
 
     Attributes:
-        since: earliest time, as in records; empty for none.
-        until: latest time; empty for none.
+        since: earliest time, as in records or the beginning of it; empty for none.
+        until: latest time, likewise: `2026-01-31` is the whole day; empty for none.
     """
 
     since: str = ""
     until: str = ""
 
     def __contains__(self, time: str) -> bool:
-        return self.since <= time and (not self.until or time <= self.until)
+        return self.since <= time and time[: len(self.until)] <= self.until
 
 
 def compare(a: Story, b: Story, window: Window | None = None) -> CompareReport:

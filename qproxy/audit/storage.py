@@ -20,31 +20,32 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 from qproxy.audit.facts import (
-    Algorithm,
     ChainBroken,
     Facts,
     LogHeader,
     LogResumed,
 )
 from qproxy.audit.record import (
-    MAX_LINE_BYTES,
     AuditRecord,
     Chain,
     Head,
-    RecordError,
     Stamp,
-    decode_record,
     encode_line,
-    split_line,
+)
+from qproxy.audit.tail import (
+    AuditError,
+    DamagedError,
+    LockedError,
+    read_tail,
+    torn_header,
 )
 from qproxy.audit.trail import audit_text
-from qproxy.errors import QproxyError
 from qproxy.log import escape
 
 #: Size at which a file is rotated unless told otherwise, and the least that may be asked for.
@@ -52,30 +53,8 @@ DEFAULT_MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 MIN_MAX_FILE_BYTES: Final = 64 * 1024
 #: Highest number of a rotated file; after it the log cannot go on.
 MAX_FILE_NUMBER: Final = 999_999
-#: How much of an existing file's end is checked before it is gone on with, in bytes.
-TAIL_BYTES: Final = 1024 * 1024
 
 _NUMBERED: Final = re.compile(r"\.(\d{6})")
-
-
-class AuditError(QproxyError):
-    """An audit log cannot be written or gone on with.
-
-    Attributes:
-        hint: what to do next, where there is something to say.
-    """
-
-    def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.hint = hint
-
-
-class DamagedError(AuditError):
-    """What lies at the log's place is not the log it should be."""
-
-
-class LockedError(AuditError):
-    """Another process writes the log."""
 
 
 class LogFile(Protocol):
@@ -155,23 +134,6 @@ class LogIdentity:
     node: str
     version: str
     random_bytes: Callable[[int], bytes] = os.urandom
-
-
-@dataclass(frozen=True, slots=True)
-class Tail:
-    """The end of an existing file.
-
-    Attributes:
-        header: its first record.
-        head: its last whole record.
-        size_bytes: up to the end of that record.
-        torn: what stands after it.
-    """
-
-    header: LogHeader
-    head: Head
-    size_bytes: int
-    torn: bytes
 
 
 class ChainFile:
@@ -275,7 +237,7 @@ class ChainFile:
             self._lock = None
 
     def _open(self, stamp: Stamp) -> None:
-        torn = _torn_header(self._path)
+        torn = torn_header(self._path)
         last = self._last_file(torn)
         if last is None:
             self._begin(stamp, *([self._resumed(torn)] if torn else []))
@@ -356,7 +318,7 @@ class ChainFile:
         number = 1 + max(_highest_number(self._path), 0 if old is None else old.file_number)
         if number > MAX_FILE_NUMBER:
             raise OSError(errno.EFBIG, f"file number {number}", str(self._path))
-        if _exists(self._path) and _torn_header(self._path) is None:
+        if _exists(self._path) and torn_header(self._path) is None:
             raise DamagedError(f"{self._path}: there already, and not by this process")
         header = LogHeader(
             node=self._identity.node,
@@ -437,78 +399,6 @@ def log_files(path: Path) -> list[Path]:
     return [*rotated, path] if path.exists() or not rotated else rotated
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file with their newlines.
-
-    Of a line longer than MAX_LINE_BYTES only so much comes, and one byte more. Raises OSError.
-    """
-    with path.open("rb") as file:
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            yield line
-
-
-def read_tail(path: Path, chain: Chain) -> Tail:
-    """Check the header and the last lines of a file.
-
-    Raises:
-        DamagedError: they are not those of a log of this chain.
-        OSError: the file cannot be read.
-    """
-    with path.open("rb") as file:
-        first = file.readline(MAX_LINE_BYTES + 1)
-        size = file.seek(0, os.SEEK_END)
-        start = max(0, size - TAIL_BYTES)
-        file.seek(start)
-        data = file.read(size - start)
-    header = _read_header(path, first, chain)
-    whole = data.rfind(b"\n") + 1
-    lines = data[:whole].splitlines(keepends=True)
-    if start:
-        del lines[:1]  # most likely only the end of a line
-    if not lines:
-        raise DamagedError(f"{path}: no whole record in its last {TAIL_BYTES} bytes")
-    head = _check_lines(path, lines, chain, None if start else bytes.fromhex(header.previous_hash))
-    return Tail(header, head, start + whole, data[whole:])
-
-
-def _read_header(path: Path, line: bytes, chain: Chain) -> LogHeader:
-    try:
-        stated, body = split_line(line)
-        record = decode_record(body)
-    except RecordError as error:
-        raise DamagedError(f"{path}, line 1: {error}") from None
-    header = record.facts
-    if not isinstance(header, LogHeader):
-        raise DamagedError(f"{path}, line 1: not a header")
-    if header.algorithm is not chain.algorithm:
-        keyed = header.algorithm is Algorithm.HMAC_SHA_384
-        raise AuditError(
-            f"{path}: its chain is {'keyed' if keyed else 'not keyed'}",
-            "a chain cannot change that; move the log's files away to begin a new one",
-        )
-    if chain.next_hash(bytes.fromhex(header.previous_hash), body) != stated:
-        raise DamagedError(f"{path}, line 1: the hash is not that of the record, or of another key")
-    return header
-
-
-def _check_lines(path: Path, lines: list[bytes], chain: Chain, previous: bytes | None) -> Head:
-    head: Head | None = None
-    for line in lines:
-        try:
-            stated, body = split_line(line)
-            record = decode_record(body)
-        except RecordError as error:
-            raise DamagedError(f"{path}, among the last lines: {error}") from None
-        if previous is not None and chain.next_hash(previous, body) != stated:
-            raise DamagedError(f"{path}: the hash of record {record.sequence} does not follow")
-        if head is not None and record.sequence != head.sequence + 1:
-            raise DamagedError(f"{path}: record {record.sequence} follows {head.sequence}")
-        head, previous = Head(record.sequence, stated), stated
-    if head is None:
-        raise DamagedError(f"{path}: no records")
-    return head
-
-
 def _exists(path: Path) -> bool:
     """Whether anything has the name; a symbolic link is something."""
     try:
@@ -523,18 +413,9 @@ def _highest_number(path: Path) -> int:
     return int(rotated[-1].name[-6:]) if rotated else 0
 
 
-def _torn_header(path: Path) -> bytes | None:
-    """All that is in a file whose first line was never finished; None for any other file."""
-    if not path.is_file() or path.is_symlink():
-        return None
-    with path.open("rb") as file:
-        data = file.read(MAX_LINE_BYTES + 1)
-    return data if len(data) <= MAX_LINE_BYTES and b"\n" not in data else None
-
-
 def _move_aside(path: Path) -> Path | None:
     """Give a damaged file a name of its own; None where there is nothing or an empty file."""
-    if not _exists(path) or _torn_header(path) == b"":
+    if not _exists(path) or torn_header(path) == b"":
         return None
     number = 1
     while _exists(target := path.with_name(f"{path.name}.damaged-{number}")):

@@ -31,14 +31,12 @@ from qproxy.audit.facts import Facts, FactsError, RecordsLost, encode_facts
 from qproxy.audit.record import Chain, Head, Stamp
 from qproxy.audit.storage import (
     DEFAULT_MAX_FILE_BYTES,
-    AuditError,
     ChainFile,
-    DamagedError,
     DiskFile,
-    LockedError,
     LogIdentity,
     OpenFile,
 )
+from qproxy.audit.tail import AuditError, DamagedError, LockedError
 from qproxy.log import get_logger
 
 #: Records that may wait for the disk before new ones are lost. About 4 MB.
@@ -270,8 +268,11 @@ class AuditWriter:
                 if self._closing and not self._queue:
                     break
                 batch = list(itertools.islice(self._queue, MAX_BATCH_RECORDS))
-            if not self._try(batch) and not self._pause():
-                break
+                last_attempt = self._closing
+            if not self._try(batch):
+                if last_attempt:
+                    break
+                self._pause()
         with contextlib.suppress(OSError):
             self._chain_file.sync()
         self._chain_file.close()
@@ -284,11 +285,10 @@ class AuditWriter:
             elif not self._wake.wait(SYNC_INTERVAL_S):
                 return
 
-    def _pause(self) -> bool:
-        """Wait before the next attempt. False: the program ends, and there is none."""
+    def _pause(self) -> None:
+        """Wait before the next attempt; the end of the program brings the last one forward."""
         with self._lock:
             self._wake.wait_for(lambda: self._closing, self._retry_s)
-            return not self._closing
 
     def _try(self, batch: list[_Stamped]) -> bool:
         """Write a batch; True if nothing of it needs to be tried again."""

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
+from qproxy.cli.audit_options import add_audit
 from qproxy.cli.output import ExitCode, print_config_error, print_error
 from qproxy.errors import ConfigError, QproxyError
 
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     sim.set_defaults(command="qproxy.cli.run:kme_sim_command", interrupted=ExitCode.DONE)
 
     _add_status(commands)
+    add_audit(commands, _EXIT_CODES)
     _add_demo(commands)
     return parser
 

@@ -232,7 +232,7 @@ class Faults:
         self.called.set()
 
 
-IDENTITY = LogIdentity(node="gw-a", version="0.1.0", random_bytes=lambda size: bytes(size))
+IDENTITY = LogIdentity(node="gw-a", version="0.1.0", random_bytes=bytes)
 
 
 def make_writer(path, **options):

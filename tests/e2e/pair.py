@@ -187,6 +187,7 @@ class GatewayPair:
         self._level = level
         self._with_relay = relay
         self._open = contextlib.ExitStack()
+        self._programs: list[Program] = []
         write_pki(directory / "pki")
 
     # Starting and ending.
@@ -216,6 +217,7 @@ class GatewayPair:
             self.directory, listen=listen, link=self._link, recording=self._record_keys
         )
         self._kme_addresses = self.kme.addresses
+        self._programs.append(self.kme.program)
         self._open.callback(self.kme.close)
         return self.kme
 
@@ -248,7 +250,9 @@ class GatewayPair:
         self.b.wait_for_event("tunnel_up", after=after_b)
 
     def close(self) -> None:
-        """End everything that still runs."""
+        """End everything that still runs: all are told, then all are waited for."""
+        for program in self._programs:
+            program.terminate()
         self._open.close()
 
     def __enter__(self) -> GatewayPair:
@@ -304,5 +308,6 @@ class GatewayPair:
         path.write_text(yaml.safe_dump(everything, sort_keys=False))
         path.chmod(0o600)
         program = Program.qproxy(name, "run", path)
+        self._programs.append(program)
         self._open.callback(program.close)
         return program

@@ -133,6 +133,11 @@ class Program:
         """Send one signal to the process itself."""
         self._process.send_signal(number)
 
+    def terminate(self) -> None:
+        """Ask it to end, if it is running."""
+        if self.running:
+            self.signal(signal.SIGTERM)
+
     def kill(self) -> None:
         """End the process and all it started, as a power cut would."""
         with contextlib.suppress(ProcessLookupError):
@@ -151,8 +156,8 @@ class Program:
     def close(self, *, patience_s: float = 10.0) -> None:
         """End it in order if it is running: drain, cut, and if nothing helps kill. Idempotent."""
         for _ in range(2):
+            self.terminate()
             if self.running:
-                self.signal(signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(patience_s / 20)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -137,9 +137,8 @@ def test_streams_beyond_the_tunnels_limit_are_refused(
 def test_a_peer_that_connects_and_says_nothing_is_dropped(make_pair: MakePair) -> None:
     pair = make_pair(kme=False, config_b={"tunnel": {"handshake_timeout_s": 0.5}})
     mark = pair.b.mark()
-    with connect(pair.tunnel_address) as silent:
-        with contextlib.suppress(ConnectionResetError):
-            assert silent.recv(1) == b""
+    with connect(pair.tunnel_address) as silent, contextlib.suppress(ConnectionResetError):
+        assert silent.recv(1) == b""
     refused = pair.b.wait_for_event("tunnel_refused", after=mark)
     assert refused["reason"] == "handshake_timeout"
     assert not pair.b.find("tunnel_closed")

@@ -20,7 +20,9 @@ from tests.e2e.sockets import (
 REKEYS = 50
 
 
-@pytest.mark.parametrize("aead", ["aes-256-gcm", "chacha20-poly1305"])
+@pytest.mark.parametrize(
+    "aead", ["aes-256-gcm", pytest.param("chacha20-poly1305", marks=pytest.mark.slow)]
+)
 def test_a_stream_stays_open_across_50_rekeys(
     make_pair: MakePair, backend: Backend, aead: str
 ) -> None:
@@ -90,7 +92,7 @@ def test_a_tapped_link_means_classical_only_and_a_healed_one_hybrid_again(
 def test_a_link_cut_for_good_is_used_up_and_then_done_without(
     make_pair: MakePair, backend: Backend
 ) -> None:
-    pair = make_pair(peer={"rekey": {"interval_s": 0.1, "max_age_s": 1}})
+    pair = make_pair(peer={"rekey": {"interval_s": 0.1, "max_age_s": 1}, "qkd_keys_per_epoch": 4})
     assert pair.kme is not None
     with proxied(pair.address("app"), backend) as (near, far):
         traffic = TwoWayTraffic(near, far)
@@ -133,7 +135,14 @@ def test_kmes_killed_and_restarted_while_data_flows_lose_no_byte(
 
 
 @pytest.mark.parametrize("kme", ["kme-a", "kme-b"])
-@pytest.mark.parametrize("action", ["kill", "hang", "unavailable"])
+@pytest.mark.parametrize(
+    "action",
+    [
+        "kill",
+        pytest.param("hang", marks=pytest.mark.slow),
+        pytest.param("unavailable", marks=pytest.mark.slow),
+    ],
+)
 def test_one_lost_kme_on_either_side_is_enough_to_fall_back(
     make_pair: MakePair, backend: Backend, kme: str, action: str
 ) -> None:
@@ -231,7 +240,8 @@ def test_require_ends_a_tunnel_that_gets_no_more_qkd_keys(
 ) -> None:
     pair = make_pair(
         peer={"policy": "require", "max_without_qkd_s": 1, "rekey": {"interval_s": 0.2}},
-        link={"initial_key_count": 0, "key_rate_bps": 5000},
+        # Hardly more than is used, so that little is in stock when the KMEs die.
+        link={"initial_key_count": 4, "key_rate_bps": 2000},
     )
     assert pair.kme is not None
     with proxied(pair.address("app"), backend) as (near, far):

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
 
 from tests.e2e.conftest import MakePair
+from tests.e2e.pair import GatewayPair
 from tests.e2e.sockets import (
     Backend,
     BlackHole,
@@ -17,15 +22,47 @@ from tests.e2e.sockets import (
 )
 
 
-def test_clients_beyond_max_connections_wait_in_the_backlog(
-    make_pair: MakePair, backend: Backend
-) -> None:
-    pair = make_pair(kme=False, listeners={"app": {"max_connections": 2}})
-    address = pair.address("app")
+@dataclass
+class World:
+    pair: GatewayPair
+    backend: Backend
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """One pair with a listener and a service for each limit."""
+    with Backend() as backend, BlackHole() as hole:
+        tls = {"ca": "pki/ca.pem", "server_name": "localhost"}
+        services = {
+            "app": backend.address,
+            "single": {"connect": backend.address, "max_connections": 1},
+            "impatient": {"connect": backend.address, "idle_timeout_s": 1},
+            "hole": {"connect": hole.address, "connect_timeout_s": 0.3},
+            "silent-tls": {"connect": backend.address, "tls": tls, "connect_timeout_s": 0.3},
+        }
+        listeners = {name: {} for name in services} | {
+            "two": {"service": "app", "max_connections": 2},
+            "hasty": {"service": "app", "idle_timeout_s": 1},
+        }
+        with GatewayPair(
+            tmp_path_factory.mktemp("limits"),
+            listeners=listeners,
+            services=services,
+            kme=False,
+            level="debug",
+        ) as pair:
+            yield World(pair, backend)
+            assert not pair.a.find("tunnel_closed")
+            assert not pair.b.find("tunnel_closed")
+
+
+def test_clients_beyond_max_connections_wait_in_the_backlog(world: World) -> None:
+    pair, backend = world.pair, world.backend
+    address = pair.address("two")
     with proxied(address, backend) as (near, far), proxied(address, backend) as (near2, far2):
         round_trip(near2, far2)
         full = pair.a.wait_for_event("listener_full")
-        assert (full["listener"], full["limit"]) == ("app", 2)
+        assert (full["listener"], full["limit"]) == ("two", 2)
         with connect(address) as third:
             third.sendall(b"patience")
             # Both others work on, and nobody else has reached the service.
@@ -41,68 +78,51 @@ def test_clients_beyond_max_connections_wait_in_the_backlog(
                 round_trip(third, far3)
 
 
-def test_a_service_beyond_its_max_connections_refuses(
-    make_pair: MakePair, backend: Backend
-) -> None:
-    pair = make_pair(
-        kme=False, services={"app": {"connect": backend.address, "max_connections": 1}}
-    )
-    with proxied(pair.address("app"), backend) as (near, far):
+def test_a_service_beyond_its_max_connections_refuses(world: World) -> None:
+    pair = world.pair
+    with proxied(pair.address("single"), world.backend) as (near, far):
         round_trip(near, far)
-        with connect(pair.address("app")) as second:
+        mark = pair.b.mark()
+        with connect(pair.address("single")) as second:
             assert_reset(second)
-        refused = pair.b.wait_for_event("stream_refused")
-        assert (refused["service"], refused["reason"]) == ("app", "limit_reached")
+        refused = pair.b.wait_for_event("stream_refused", after=mark)
+        assert (refused["service"], refused["reason"]) == ("single", "limit_reached")
         round_trip(near, far)
 
 
-def test_a_stream_that_is_idle_for_too_long_at_the_listener_is_reset(
-    make_pair: MakePair, backend: Backend
-) -> None:
-    pair = make_pair(kme=False, listeners={"app": {"idle_timeout_s": 1}}, level="debug")
-    with proxied(pair.address("app"), backend) as (near, far):
+def test_a_stream_that_is_idle_for_too_long_at_the_listener_is_reset(world: World) -> None:
+    mark = world.pair.a.mark()
+    with proxied(world.pair.address("hasty"), world.backend) as (near, far):
         round_trip(near, far)
         assert_reset(near)
         assert_reset(far)
-    assert pair.a.wait_for_event("stream_closed")["reason"] == "idle_timeout"
-    assert not pair.a.find("tunnel_closed")
+    world.pair.a.wait_for_event("stream_closed", after=mark, reason="idle_timeout")
 
 
-def test_a_stream_that_is_idle_for_too_long_at_the_service_is_reset(
-    make_pair: MakePair, backend: Backend
-) -> None:
-    pair = make_pair(kme=False, services={"app": {"connect": backend.address, "idle_timeout_s": 1}})
-    with proxied(pair.address("app"), backend) as (near, far):
+def test_a_stream_that_is_idle_for_too_long_at_the_service_is_reset(world: World) -> None:
+    with proxied(world.pair.address("impatient"), world.backend) as (near, far):
         round_trip(near, far)
         assert_reset(near)
         assert_reset(far)
-    assert not pair.b.find("tunnel_closed")
 
 
-def test_a_service_that_never_answers_is_refused_after_its_connect_timeout(
-    make_pair: MakePair,
-) -> None:
-    with BlackHole() as hole:
-        pair = make_pair(
-            kme=False, services={"app": {"connect": hole.address, "connect_timeout_s": 0.3}}
-        )
-        with connect(pair.address("app")) as near:
-            near.sendall(b"into the dark")
-            assert_reset(near)
-        refused = pair.b.wait_for_event("stream_refused")
-        assert (refused["service"], refused["reason"]) == ("app", "connect_timeout")
+def test_a_service_that_never_answers_is_refused_after_its_connect_timeout(world: World) -> None:
+    mark = world.pair.b.mark()
+    with connect(world.pair.address("hole")) as near:
+        near.sendall(b"into the dark")
+        assert_reset(near)
+    refused = world.pair.b.wait_for_event("stream_refused", after=mark)
+    assert (refused["service"], refused["reason"]) == ("hole", "connect_timeout")
 
 
 def test_a_tls_service_that_never_speaks_is_refused_after_its_connect_timeout(
-    make_pair: MakePair, backend: Backend
+    world: World,
 ) -> None:
-    tls = {"ca": "pki/ca.pem", "server_name": "localhost"}
-    service = {"connect": backend.address, "tls": tls, "connect_timeout_s": 0.3}
-    pair = make_pair(kme=False, services={"app": service})
-    with proxied(pair.address("app"), backend) as (near, _far):
+    mark = world.pair.b.mark()
+    with proxied(world.pair.address("silent-tls"), world.backend) as (near, _far):
         assert_reset(near)
-    refused = pair.b.wait_for_event("stream_refused")
-    assert refused["reason"] == "connect_timeout"
+    refused = world.pair.b.wait_for_event("stream_refused", after=mark)
+    assert (refused["service"], refused["reason"]) == ("silent-tls", "connect_timeout")
 
 
 def test_a_client_that_leaves_while_its_service_is_dialled_leaves_nothing_behind(
@@ -135,7 +155,7 @@ def test_streams_beyond_the_tunnels_limit_are_refused(
 
 
 def test_a_peer_that_connects_and_says_nothing_is_dropped(make_pair: MakePair) -> None:
-    pair = make_pair(kme=False, config_b={"tunnel": {"handshake_timeout_s": 0.5}})
+    pair = make_pair(kme=False, config_b={"tunnel": {"handshake_timeout_s": 1}})
     mark = pair.b.mark()
     with connect(pair.tunnel_address) as silent, contextlib.suppress(ConnectionResetError):
         assert silent.recv(1) == b""

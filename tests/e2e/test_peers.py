@@ -203,7 +203,14 @@ def _patiently(sock: socket.socket, function: Any) -> Any:
 
 
 @pytest.mark.parametrize("role", ["dialled", "dialling"])
-@pytest.mark.parametrize("who", ["wrong name", "expired", "another CA"])
+@pytest.mark.parametrize(
+    "who",
+    [
+        "wrong name",
+        pytest.param("expired", marks=pytest.mark.slow),
+        pytest.param("another CA", marks=pytest.mark.slow),
+    ],
+)
 def test_a_whole_gateway_that_is_not_the_configured_one_gets_no_tunnel(
     make_pair: MakePair, who: str, role: str
 ) -> None:

@@ -23,6 +23,8 @@ from qproxy.tunnel.states import Phase
 _RTT_GAIN = 0.125
 #: How long after ``reauth_interval_s`` a tunnel ends that was not re-authenticated, in seconds.
 REAUTH_GRACE_S = 60.0
+#: Wishes for an epoch that have a deadline or the limit of a key behind them.
+_PRESSING = frozenset({Reason.REKEY_BYTES, Reason.REKEY_RECORDS, Reason.REAUTHENTICATION})
 #: How long the peer may take to answer our END, in seconds.
 _END_TIMEOUT_S = 5.0
 
@@ -78,12 +80,10 @@ class Timers:
     def epoch_due(self, reason: Reason) -> None:
         """Ask the driver for an epoch, once until one is started.
 
-        A re-authentication has a deadline, so it is told even to a driver that lets another wish
-        wait for a QKD key.
+        What has a hard limit behind it is told even to a driver that lets another wish wait for a
+        QKD key.
         """
-        if self._due is None or (
-            reason is Reason.REAUTHENTICATION and self._due is not Reason.REAUTHENTICATION
-        ):
+        if self._due is None or (reason in _PRESSING and self._due not in _PRESSING):
             self._due = reason
             self._events.append(EpochDue(reason))
 
@@ -119,12 +119,12 @@ class Timers:
         ):
             return Reason.EPOCH_LIMIT
         if self._may_ask_for_epoch(busy):
-            if settings.rekey_interval_s and age >= settings.rekey_interval_s:
-                self.epoch_due(Reason.REKEY_INTERVAL)
-            elif carried >= settings.rekey_bytes:
+            if carried >= settings.rekey_bytes:
                 self.epoch_due(Reason.REKEY_BYTES)
             elif records >= settings.rekey_records:
                 self.epoch_due(Reason.REKEY_RECORDS)
+            elif settings.rekey_interval_s and age >= settings.rekey_interval_s:
+                self.epoch_due(Reason.REKEY_INTERVAL)
         return None
 
     # Re-authentication.

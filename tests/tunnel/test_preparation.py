@@ -173,3 +173,17 @@ def test_a_handshake_that_is_never_mixed_in_is_forgotten_with_the_tunnel() -> No
     pair.pump()
     for epochs in (client_epochs(pair), server_epochs(pair)):
         assert not epochs.reauth_pending
+
+
+def test_a_key_that_wears_out_is_told_to_a_driver_that_lets_the_interval_wait() -> None:
+    pair = established(
+        replace(CLIENT, rekey_bytes=100, peer_timeout_s=1e6), replace(SERVER, peer_timeout_s=1e6)
+    )
+    advance(pair, 61)
+    assert pair.last(Role.CLIENT, EpochDue).reason is Reason.REKEY_INTERVAL
+    stream_id = pair.client.open_stream("web", now=pair.now)
+    pair.client.send_data(stream_id, memoryview(bytes(100)))
+    advance(pair, 1)
+    advance(pair, 1)
+    due = [event.reason for event in pair.of(Role.CLIENT, EpochDue)]
+    assert due == [Reason.INITIAL, Reason.REKEY_INTERVAL, Reason.REKEY_BYTES]

@@ -40,6 +40,7 @@ _SAME: Final = (
     "reason",
     "attempt",
     "qkd_ever",
+    "reauthenticated",
     "key_digests",
     "key_count",
     "key_source_kind",

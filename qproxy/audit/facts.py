@@ -169,6 +169,7 @@ class EpochCommittedFacts:
         previous_mode: of the epoch before, None for the first.
         reason: why the epoch was started.
         qkd_ever: a QKD key is in this epoch or in one it is chained to.
+        reauthenticated: a fresh TLS handshake is in this epoch's keys.
         key_digests: of the QKD keys' IDs, in order (``trail.key_id_digest``).
         key_source: name of the key source in this gateway's configuration.
         key_source_kind: such as ``etsi-qkd-014``.
@@ -194,6 +195,7 @@ class EpochCommittedFacts:
     previous_mode: Mode | None
     reason: Reason
     qkd_ever: bool
+    reauthenticated: bool
     key_digests: tuple[Id, ...]
     key_count: int
     key_source: str | None

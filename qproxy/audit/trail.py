@@ -134,6 +134,7 @@ class TunnelTrail:
             previous_mode=None if before is None else before.mode,
             reason=event.reason,
             qkd_ever=event.qkd_ever,
+            reauthenticated=event.reauthenticated,
             key_digests=tuple(key_id_digest(key_id) for key_id in event.key_ids),
             key_count=len(event.key_ids),
             key_source=None if source is None else audit_text(source.name),

@@ -87,6 +87,7 @@ def test_two_honest_logs_agree():
         ("reason", Reason.OPERATOR),
         ("attempt", 2),
         ("qkd_ever", False),
+        ("reauthenticated", True),
         ("key_digests", ("ff" * 16,)),
         ("key_count", 2),
         ("key_source_kind", "file"),

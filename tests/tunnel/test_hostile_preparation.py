@@ -5,6 +5,7 @@ The attacker is a peer with the right keys (or a thief of them): it seals frames
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -149,30 +150,53 @@ GENUINE: dict[str, tuple[FrameType, bytes]] = {
 }
 
 
-def mutations(payload: bytes, data: st.DataObject) -> list[bytes]:
-    """One payload, or two, that are not quite what they were."""
-    kind = data.draw(st.sampled_from(["as it is", "cut", "extend", "flip", "repeat", "zero id"]))
-    if kind == "cut":
-        return [payload[: data.draw(st.integers(0, len(payload) - 1))]]
-    if kind == "extend":
-        return [payload + data.draw(st.binary(min_size=1, max_size=40))]
-    if kind == "flip":
-        bit = data.draw(st.integers(0, 8 * len(payload) - 1))
-        flipped = bytearray(payload)
-        flipped[bit // 8] ^= 1 << bit % 8
-        return [bytes(flipped)]
-    if kind == "repeat":
-        return [payload] * data.draw(st.integers(2, 4))
-    if kind == "zero id":
-        return [bytes(REAUTH_ID_BYTES) + payload[REAUTH_ID_BYTES:]]
-    return [payload]
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """One genuine frame and what is done to it, drawn before anything runs."""
+
+    genuine: str
+    change: str
+    at: int
+    times: int
+    noise: bytes
+    current_id: bool
+    step: int
+
+    def payloads(self, payload: bytes) -> list[bytes]:
+        if self.change == "cut":
+            return [payload[: self.at % len(payload)]]
+        if self.change == "extend":
+            return [payload + self.noise]
+        if self.change == "flip":
+            flipped = bytearray(payload)
+            flipped[self.at // 8 % len(payload)] ^= 1 << self.at % 8
+            return [bytes(flipped)]
+        if self.change == "zero id":
+            return [bytes(REAUTH_ID_BYTES) + payload[REAUTH_ID_BYTES:]]
+        return [payload] * (self.times if self.change == "repeat" else 1)
+
+
+ATTACKS = st.builds(
+    Attack,
+    genuine=st.sampled_from(sorted(GENUINE)),
+    change=st.sampled_from(["as it is", "cut", "extend", "flip", "repeat", "zero id"]),
+    at=st.integers(0, 1 << 15),
+    times=st.integers(2, 4),
+    noise=st.binary(min_size=1, max_size=40),
+    current_id=st.booleans(),
+    step=st.sampled_from([0, 0, 300]),
+)
 
 
 @pytest.mark.parametrize("state", STATES)
 @property_of(40)
-@given(data=st.data(), liar=st.sampled_from(BOTH), flush=st.booleans())
+@given(
+    attacks=st.lists(ATTACKS, min_size=1, max_size=4),
+    liar=st.sampled_from(BOTH),
+    flush=st.booleans(),
+)
 def test_an_error_or_nothing_at_every_state(
-    state: str, data: st.DataObject, liar: Role, flush: bool
+    state: str, attacks: list[Attack], liar: Role, flush: bool
 ) -> None:
     pair = STATES[state]()
     if pair.end(liar)._writer._sealer is None:
@@ -180,14 +204,14 @@ def test_an_error_or_nothing_at_every_state(
     if flush:
         feed(pair, other(liar), pair.take_output(liar))
     pair.take_output(liar)
-    for _ in range(data.draw(st.integers(1, 4))):
-        kind, payload = GENUINE[data.draw(st.sampled_from(sorted(GENUINE)))]
+    for attack in attacks:
+        kind, payload = GENUINE[attack.genuine]
         inner = pair.end(other(liar))._preparation._inner
-        if kind is FrameType.TLS and inner is not None and data.draw(st.booleans()):
+        if kind is FrameType.TLS and inner is not None and attack.current_id:
             payload = inner.reauth_id + payload[REAUTH_ID_BYTES:]
-        for altered in mutations(payload, data):
+        for altered in attack.payloads(payload):
             record = seal(pair, liar, fitting(frame(kind, 0, altered)))
-            feed(pair, other(liar), record, data.draw(st.sampled_from([0, 0, 300])))
+            feed(pair, other(liar), record, attack.step)
     settle(pair)
     ids = [{e.epoch: e.epoch_id for e in pair.of(role, EpochCommitted)} for role in BOTH]
     for number in ids[0].keys() & ids[1].keys():

@@ -10,6 +10,7 @@ allocation of its own size. Neither keeps the traffic secret: key and IV are der
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from cryptography.exceptions import InvalidTag
@@ -53,6 +54,8 @@ _CIPHERS: dict[Aead, type[AESGCM] | type[ChaCha20Poly1305]] = {
     Aead.CHACHA20_POLY1305: ChaCha20Poly1305,
 }
 _HEADER_PREFIX = b"\x17\x03\x03"
+_FULL_CIPHERTEXT_BYTES = MAX_CONTENT_BYTES + 1 + TAG_BYTES
+_FULL_HEADER = _HEADER_PREFIX + _FULL_CIPHERTEXT_BYTES.to_bytes(2, "big")
 
 
 def _cipher_and_iv(aead: Aead, traffic_secret: bytes | bytearray) -> tuple[_AeadCipher, int]:
@@ -100,6 +103,35 @@ class RecordSealer:
         self._cipher.encrypt_into(nonce, inner, header, out[HEADER_BYTES:end])
         self.records += 1
         return end
+
+    def seal_full_run(self, inners: Sequence[memoryview], out: memoryview) -> int:
+        """Write one record for each of several inner plaintexts of the largest size.
+
+        The same as :meth:`seal_into` for each in turn, without its cost in between.
+
+        Args:
+            inners: 2^14 + 1 bytes each, content and type.
+            out: where the records go, one behind the other.
+
+        Returns:
+            The length of all records.
+
+        Raises:
+            LocalProtocolError: the key may not protect so many more.
+        """
+        if self.records + len(inners) > MAX_RECORDS_PER_KEY:
+            raise LocalProtocolError(Reason.SEQUENCE_LIMIT, "record limit of this key reached")
+        encrypt_into, iv, sequence, position = self._cipher.encrypt_into, self._iv, self.records, 0
+        for inner in inners:
+            body = position + HEADER_BYTES
+            end = body + _FULL_CIPHERTEXT_BYTES
+            out[position:body] = _FULL_HEADER
+            nonce = (iv ^ sequence).to_bytes(IV_BYTES, "big")
+            encrypt_into(nonce, inner, _FULL_HEADER, out[body:end])
+            sequence += 1
+            position = end
+        self.records = sequence
+        return position
 
 
 class RecordOpener:

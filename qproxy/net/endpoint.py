@@ -82,6 +82,10 @@ class Endpoint(Protocol):
         """
         ...
 
+    def try_receive_vectors(self, buffers: Sequence[memoryview]) -> int | None:
+        """The same into several non-empty buffers, filled one after the other."""
+        ...
+
     def try_send(self, data: Sequence[memoryview]) -> int:
         """Send from the front of ``data``.
 
@@ -198,6 +202,15 @@ class TcpEndpoint(_SocketEndpoint):
         """See :meth:`Endpoint.try_receive_into`."""
         try:
             return self._socket.recv_into(buffer)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise _lost(error) from None
+
+    def try_receive_vectors(self, buffers: Sequence[memoryview]) -> int | None:
+        """See :meth:`Endpoint.try_receive_vectors`."""
+        try:
+            return self._socket.recvmsg_into(buffers)[0]
         except BlockingIOError:
             return None
         except OSError as error:
@@ -365,6 +378,22 @@ class TlsEndpoint(_SocketEndpoint):
         if self._lost is not None:
             raise _again(self._lost)
         return 0 if self._eof_received else None
+
+    def try_receive_vectors(self, buffers: Sequence[memoryview]) -> int | None:
+        """See :meth:`Endpoint.try_receive_vectors`."""
+        total = 0
+        for buffer in buffers:
+            try:
+                count = self.try_receive_into(buffer)
+            except ConnectionLost:
+                # Told again by the next call; what came before it is not lost.
+                if total:
+                    return total
+                raise
+            total += count or 0
+            if count is None or count < len(buffer):
+                return total or count
+        return total
 
     def try_send(self, data: Sequence[memoryview]) -> int:
         """See :meth:`Endpoint.try_send`. Small views share a record.

@@ -19,14 +19,20 @@ import trio
 
 from qproxy.errors import LocalProtocolError, Reason
 from qproxy.net.endpoint import ConnectionLost, Endpoint
+from qproxy.tunnel.slots import DataSlots
 
 if TYPE_CHECKING:
     from qproxy.runtime.tunnel import Tunnel
 
-#: The read buffer all relays of a process share, in bytes.
-READ_BUFFER_BYTES = 256 * 1024
+#: After a read of so many bytes more may have come while they were sealed: reading again at once
+#: then costs less than asking whether there is something to read.
+BULK_BYTES = 16 * 1024
+#: Such reads in a row before the other tasks have their turn.
+TURNS = 4
 
-_scratch = memoryview(bytearray(READ_BUFFER_BYTES))
+#: The read buffer that all relays of a process share: nothing is awaited between receiving into it
+#: and sealing from it.
+_slots = DataSlots()
 
 
 class Relay:
@@ -122,8 +128,8 @@ class Relay:
 
     # What the tunnel's reader tells, synchronously.
 
-    def on_data(self, views: list[memoryview]) -> None:
-        """Bytes for the application; the views are valid during this call only."""
+    def on_data(self, views: list[memoryview], size: int) -> None:
+        """``size`` bytes for the application; the views are valid during this call only."""
         if self._failed:
             return
         self.active_at = trio.current_time()
@@ -135,7 +141,8 @@ class Relay:
                 self.fail(error.reason)
                 return
             self._tunnel.consumed(self.stream_id, sent)
-        self._keep_rest(views, sent)
+        if sent < size:
+            self._keep_rest(views, sent)
 
     def on_half_closed(self) -> None:
         """FIN from the far side, after everything before it."""
@@ -180,28 +187,33 @@ class Relay:
         endpoint, tunnel, stream_id = self._endpoint, self._tunnel, self.stream_id
         if endpoint is None:
             raise LocalProtocolError(Reason.INTERNAL_ERROR, "a relay without an endpoint")
+        turns = 0
         await endpoint.wait_receivable()
         while True:
             room = tunnel.sendable(stream_id)
             if room <= 0:
                 await self._wait_for_room()
                 continue
-            wanted = min(room, READ_BUFFER_BYTES)
-            count = endpoint.try_receive_into(_scratch[:wanted])
+            wanted = min(room, _slots.capacity)
+            count = endpoint.try_receive_vectors(_slots.views(wanted))
             if count is None:
                 await endpoint.wait_receivable()
+                turns = 0
                 continue
             if count == 0:
                 self._local_ended = True
                 tunnel.half_close(stream_id)
                 return
             self.active_at = trio.current_time()
-            tunnel.send(stream_id, _scratch[:count])
-            if count == wanted:
+            tunnel.send(stream_id, _slots, count)
+            turns += 1
+            if count < BULK_BYTES:
+                await endpoint.wait_receivable()
+                turns = 0
+            elif turns >= TURNS:
                 # More is likely there; let the others have their turn first.
                 await trio.lowlevel.checkpoint()
-            else:
-                await endpoint.wait_receivable()
+                turns = 0
 
     async def _wait_for_room(self) -> None:
         wakeup = self._wakeup = trio.Event()

@@ -33,12 +33,18 @@ from qproxy.tunnel.events import (
     TunnelClosed,
     TunnelEstablished,
 )
+from qproxy.tunnel.slots import DataSlots
 
 #: How often the clock is looked at, at least, in seconds. Deadlines that a message sets are
 #: noticed this late at worst; those known before are met exactly.
 TICK_S = 0.25
 #: How often idle streams are looked for, in seconds.
 IDLE_CHECK_S = 1.0
+#: After a read of so many bytes it is likely that more has come while they were dealt with: reading
+#: again at once then costs less than asking whether there is something to read.
+BULK_BYTES = 16 * 1024
+#: Reads in a row, while more is there, before the other tasks have their turn.
+TURNS = 4
 #: How long the last bytes (END with its reason) may take to leave, in seconds.
 LAST_WORDS_S = 1.0
 
@@ -127,9 +133,9 @@ class Tunnel:
         """Bytes :meth:`send` would take now."""
         return self.connection.sendable(stream_id)
 
-    def send(self, stream_id: int, data: memoryview) -> None:
-        """Send stream data of at most :meth:`sendable` bytes."""
-        self.connection.send_data(stream_id, data)
+    def send(self, stream_id: int, slots: DataSlots, count: int) -> None:
+        """Send what was received into slots, at most :meth:`sendable` bytes."""
+        self.connection.send_slots(stream_id, slots, count)
         self.flush()
 
     def half_close(self, stream_id: int) -> None:
@@ -215,11 +221,13 @@ class Tunnel:
 
     async def _read_loop(self) -> None:
         connection = self.connection
+        turns = 0
         while not connection.closed:
             try:
                 count = self._sock.recv_into(connection.receive_buffer())
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._sock)
+                turns = 0
                 continue
             except OSError:
                 count = 0
@@ -232,8 +240,15 @@ class Tunnel:
             except RemoteProtocolError as error:
                 self.close_detail = str(error)
             self._after_core()
-            if not connection.closed:
+            turns += 1
+            if self.connection.closed:
+                return
+            if count < BULK_BYTES:
+                await trio.lowlevel.wait_readable(self._sock)
+                turns = 0
+            elif turns >= TURNS:
                 await trio.lowlevel.checkpoint()
+                turns = 0
 
     async def _write_loop(self) -> None:
         """Wait for the socket after it has said no."""
@@ -281,25 +296,12 @@ class Tunnel:
         self.flush()
 
     def _dispatch(self, events: list[Event]) -> None:
-        """Hand out events; runs of data for one stream go together, for one system call."""
-        index, count = 0, len(events)
-        while index < count:
-            event = events[index]
-            index += 1
+        """Hand out events."""
+        for event in events:
             if isinstance(event, DataReceived):
-                views = [event.data]
-                while index < count:
-                    following = events[index]
-                    if (
-                        not isinstance(following, DataReceived)
-                        or following.stream_id != event.stream_id
-                    ):
-                        break
-                    views.append(following.data)
-                    index += 1
                 relay = self.relays.get(event.stream_id)
                 if relay is not None:
-                    relay.on_data(views)
+                    relay.on_data(event.views, event.size)
             else:
                 self._on_event(event)
 

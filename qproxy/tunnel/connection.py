@@ -38,6 +38,7 @@ from qproxy.tunnel.constants import (
     MAX_RECORDS_BEFORE_CLIENT_SWITCH,
     MAX_RECORDS_BEFORE_SERVER_SWITCH,
 )
+from qproxy.tunnel.data_run import DataRun
 from qproxy.tunnel.epoch_client import ClientEpochs
 from qproxy.tunnel.epoch_server import ServerEpochs
 from qproxy.tunnel.epochs import Committed, make_binding, wipe_keys
@@ -73,6 +74,7 @@ from qproxy.tunnel.records_in import RecordSplitter
 from qproxy.tunnel.records_out import MAX_OUTPUT_BYTES, RecordWriter
 from qproxy.tunnel.session import Session
 from qproxy.tunnel.settings import Role, TunnelSettings
+from qproxy.tunnel.slots import DataSlots
 from qproxy.tunnel.states import ClientEpochState, Phase, ServerEpochState
 from qproxy.tunnel.timers import Timers
 from qproxy.tunnel.tls_phase import FindPeer, TlsPhase
@@ -414,6 +416,15 @@ class Connection:
         self._check_open()
         return self.session.send_data(stream_id, data)
 
+    def send_slots(self, stream_id: int, slots: DataSlots, count: int) -> None:
+        """Send ``count`` bytes that were received into ``slots``, at most :meth:`sendable`.
+
+        Raises:
+            LocalProtocolError: the stream or the tunnel is closed, or credit does not allow it.
+        """
+        self._check_open()
+        self.session.send_slots(stream_id, slots, count)
+
     def data_consumed(self, stream_id: int, count: int, now: float) -> None:
         """``count`` bytes of ``DataReceived`` were handed on."""
         if self.phase is Phase.OPEN:
@@ -484,23 +495,39 @@ class Connection:
         return self._timers.check_due(self._epoch_busy(), self.epoch, records, now)
 
     def _process(self, now: float) -> None:
+        """Take in every whole record that is there."""
         if len(self._plain) < self._splitter.capacity:
             self._plain = memoryview(bytearray(self._splitter.capacity))
-        plain_start = 0
-        while not self.closed:
-            record = self._splitter.next_record()
-            if record is None:
-                return
+        run = DataRun(self.session, now)
+        before = self._splitter.buffered
+        try:
+            self._process_records(run, now)
+        finally:
+            run.flush()
             # Only whole records count as life: bytes that drip in prove nothing.
-            self._timers.heard(now)
+            if self._splitter.buffered < before:
+                self._timers.heard(now)
+
+    def _process_records(self, run: DataRun, now: float) -> None:
+        plain, start = self._plain, 0
+        while (record := self._splitter.next_record()) is not None:
             if self._opener is None:
                 self._on_tls_record(record, now)
             else:
                 if self._next_opener is not None:
                     self._count_to_switch()
-                length = self._opener.open_into(record, self._plain[plain_start:])
-                self._on_content(plain_start, plain_start + length, now)
-                plain_start += length
+                length = self._opener.open_into(record, plain[start:])
+                end = start + length
+                if not (self._takes_data() and run.take(plain, start, end)):
+                    run.flush()
+                    self._on_content(start, end, now)
+                start = end
+            if self.phase is Phase.CLOSED:
+                return
+
+    def _takes_data(self) -> bool:
+        """Whether a record may hold nothing but data: no epoch is waiting for its switch."""
+        return self.phase is Phase.OPEN and self._next_opener is None
 
     def _on_tls_record(self, record: memoryview, now: float) -> None:
         tls = self._require_tls()
@@ -555,7 +582,7 @@ class Connection:
                 raise malformed("a frame ends outside its record")
             payload = plain[payload_start:payload_end]
             if frame == _DATA and self.phase is Phase.OPEN and self._records_to_switch != 1:
-                self.session.on_data(stream_id, payload, now)
+                self.session.on_data(stream_id, [payload], length, now)
             else:
                 alone = position == start and payload_end == end
                 self._on_frame(frame, stream_id, bytes(payload), now, alone=alone)

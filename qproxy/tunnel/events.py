@@ -178,11 +178,18 @@ class DataReceived:
     """Bytes of a stream.
 
     Attributes:
-        data: a view into the core's buffer, valid only until the core is given more input.
+        views: into the core's buffer, in order, valid only until the core is given more input.
+        size: bytes in all of them together.
     """
 
     stream_id: int
-    data: memoryview
+    views: list[memoryview]
+    size: int
+
+    @property
+    def data(self) -> bytes:
+        """A copy of the bytes, for whoever is in no hurry."""
+        return b"".join(self.views)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,12 +20,14 @@ from qproxy.errors import Reason, RemoteProtocolError
 
 #: Receive buffer of a tunnel that moves little, in bytes.
 SMALL_BUFFER_BYTES = 2 * MAX_RECORD_BYTES
-#: Receive buffer of a tunnel that moves much: sixteen full records.
-LARGE_BUFFER_BYTES = 16 * MAX_RECORD_BYTES
+#: Receive buffer of a tunnel that moves much: thirty-two full records.
+LARGE_BUFFER_BYTES = 32 * MAX_RECORD_BYTES
 
 _TLS_PHASE_TYPES = frozenset(
     {CONTENT_CHANGE_CIPHER_SPEC, CONTENT_ALERT, CONTENT_HANDSHAKE, CONTENT_APPLICATION_DATA}
 )
+
+_APPLICATION_DATA = bytes([CONTENT_APPLICATION_DATA, 3, 3])
 
 
 class RecordSplitter:
@@ -95,7 +97,8 @@ class RecordSplitter:
         start = self._start
         buffer = self._buffer
         length = buffer[start + 3] << 8 | buffer[start + 4]
-        self._check_header(buffer[start], buffer[start + 1], buffer[start + 2], length)
+        if length > MAX_CIPHERTEXT_BYTES or buffer[start : start + 3] != _APPLICATION_DATA:
+            self._check_header(buffer[start], buffer[start + 1], buffer[start + 2], length)
         if available < HEADER_BYTES + length:
             return None
         self._start = start + HEADER_BYTES + length

@@ -29,6 +29,7 @@ from qproxy.tunnel.frames import (
 )
 from qproxy.tunnel.records_out import RecordWriter
 from qproxy.tunnel.settings import Role, TunnelSettings
+from qproxy.tunnel.slots import DataSlots
 from qproxy.tunnel.streams import Stream, StreamState, StreamTable
 
 
@@ -123,6 +124,23 @@ class Session:
         self.bytes_sent += count
         return count
 
+    def send_slots(self, stream_id: int, slots: DataSlots, count: int) -> None:
+        """Send ``count`` bytes that were received into slots: at most :meth:`sendable`.
+
+        Raises:
+            LocalProtocolError: more than credit allows, or the stream cannot send.
+        """
+        stream = self.streams.require(stream_id)
+        credit = min(stream.send_credit.available, self._send_credit.available)
+        if stream.state is StreamState.REQUESTED or not stream.sending or count > credit:
+            raise LocalProtocolError(
+                Reason.UNEXPECTED_MESSAGE, f"stream {stream_id} cannot send {count} bytes"
+            )
+        self._writer.add_slots(stream_id, slots, count)
+        stream.send_credit.sent += count
+        self._send_credit.sent += count
+        self.bytes_sent += count
+
     def half_close(self, stream_id: int, now: float) -> None:
         """Send HALF_CLOSE: this end sends no more on the stream."""
         stream = self.streams.require(stream_id)
@@ -156,9 +174,8 @@ class Session:
 
     # Frames from the peer.
 
-    def on_data(self, stream_id: int, data: memoryview, now: float) -> None:
-        """DATA."""
-        count = len(data)
+    def on_data(self, stream_id: int, views: list[memoryview], count: int, now: float) -> None:
+        """One DATA frame, or a run of them for one stream, ``count`` bytes in all."""
         if not count:
             raise RemoteProtocolError(Reason.MALFORMED_MESSAGE, "DATA of 0 bytes")
         self._receive_credit.on_received(count)
@@ -172,7 +189,7 @@ class Session:
             )
         stream.receive_credit.on_received(count)
         self.bytes_received += count
-        self._events.append(DataReceived(stream_id, data))
+        self._events.append(DataReceived(stream_id, views, count))
 
     def on_frame(self, frame: FrameType, stream_id: int, payload: bytes, now: float) -> None:
         """Any other frame of a stream, or SESSION_CREDIT."""

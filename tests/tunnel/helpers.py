@@ -124,7 +124,7 @@ class Pair:
         """Fetch events, with data copied out of the core's buffer, and answer KeysNeeded."""
         for event in self.end(role).events():
             self.events[role].append(
-                replace(event, data=memoryview(bytes(event.data)))
+                replace(event, views=[memoryview(event.data)])
                 if isinstance(event, DataReceived)
                 else event
             )

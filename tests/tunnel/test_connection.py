@@ -24,6 +24,7 @@ from qproxy.tunnel.events import (
     TunnelEstablished,
 )
 from qproxy.tunnel.settings import Role
+from qproxy.tunnel.slots import DataSlots
 from tests.tunnel.helpers import CLIENT, SERVER, Pair, established, make_pair, qkd_keys, replace
 
 BOTH = (Role.CLIENT, Role.SERVER)
@@ -216,3 +217,46 @@ def test_bytes_that_drip_in_are_no_sign_of_life() -> None:
             break
     pair.collect(Role.SERVER)
     assert pair.last(Role.SERVER, TunnelClosed).reason is Reason.PEER_SILENT
+
+
+@pytest.mark.parametrize("size", [1, 2048, 2049, 16377, 16378, 3 * 16377, 100_000])
+@pytest.mark.parametrize("aead", list(Aead))
+def test_data_received_into_slots_arrives_as_it_was(size: int, aead: Aead) -> None:
+    pair = established(replace(CLIENT, aead=aead))
+    stream_id = open_stream(pair)
+    slots = DataSlots()
+    data = os.urandom(size)
+    for round_number in range(2):  # the second time over what the first left in the slots
+        rest = memoryview(data)
+        for view in slots.views(size):
+            count = min(len(view), len(rest))
+            view[:count] = rest[:count]
+            rest = rest[count:]
+        assert not rest
+        pair.client.send_slots(stream_id, slots, size)
+        pair.pump()
+        assert pair.received(Role.SERVER, stream_id) == data * (round_number + 1)
+        pair.server.data_consumed(stream_id, size, pair.now)
+        pair.pump()
+    other = open_stream(pair)
+    pair.client.send_data(other, memoryview(b"another stream between"))
+    pair.client.send_slots(stream_id, slots, size)
+    pair.pump()
+    assert pair.received(Role.SERVER, other) == b"another stream between"
+    assert pair.received(Role.SERVER, stream_id) == data * 3
+
+
+def test_slots_hold_no_more_than_credit_allows() -> None:
+    pair = established()
+    stream_id = open_stream(pair)
+    with pytest.raises(LocalProtocolError):
+        pair.client.send_slots(stream_id, DataSlots(), 128 * 1024 + 1)
+    assert pair.client.sendable(stream_id) == 128 * 1024
+
+
+def test_a_limit_cuts_the_views_of_slots() -> None:
+    slots = DataSlots()
+    assert sum(len(view) for view in slots.views(1)) == 1
+    assert sum(len(view) for view in slots.views(16377)) == 16377
+    assert [len(view) for view in slots.views(40_000)] == [16377, 16377, 7246]
+    assert sum(len(view) for view in slots.views(1 << 30)) == slots.capacity

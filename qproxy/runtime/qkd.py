@@ -323,7 +323,9 @@ class QuantumSide:
         now = trio.current_time()
         wanted = self.stock.want(now) if self._draws else 0
         if self.health.wants_draw and self._draws:
-            wanted = max(1, wanted)
+            # A KME answers a call wholly or not at all: after one that failed, ask for the least
+            # that is of use, or few keys would look like none.
+            wanted = self._config.qkd_keys_per_epoch
         if self.health.awaits_trial:
             wanted = min(wanted, max(0, MAX_TRIAL_STOCK_KEYS - self.stock.available))
         probe_due = self.health.next_probe_at(now) <= now

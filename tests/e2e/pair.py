@@ -246,8 +246,13 @@ class GatewayPair:
 
     def wait_for_tunnel(self, *, after_a: int = 0, after_b: int = 0) -> None:
         """Until both ends say that a tunnel is up."""
-        self.a.wait_for_event("tunnel_up", after=after_a)
-        self.b.wait_for_event("tunnel_up", after=after_b)
+        try:
+            self.a.wait_for_event("tunnel_up", after=after_a)
+            self.b.wait_for_event("tunnel_up", after=after_b)
+        except AssertionError:
+            raise AssertionError(
+                f"{self.a.failure('no tunnel')}\n{self.b.failure('no tunnel')}"
+            ) from None
 
     def close(self) -> None:
         """End everything that still runs: all are told, then all are waited for."""

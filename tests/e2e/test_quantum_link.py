@@ -235,6 +235,16 @@ def test_a_tunnel_that_was_refused_comes_up_when_the_kme_appears(
             round_trip(near, far)
 
 
+def test_require_is_content_with_the_few_keys_that_are_there(
+    make_pair: MakePair, backend: Backend
+) -> None:
+    # Fewer than a stock would hold, and hardly any more to come.
+    pair = make_pair(peer={"policy": "require"}, link={"initial_key_count": 3, "key_rate_bps": 1})
+    with proxied(pair.address("app"), backend) as (near, far):
+        round_trip(near, far)
+    assert not pair.a.find("tunnel_refused")
+
+
 def test_require_ends_a_tunnel_that_gets_no_more_qkd_keys(
     make_pair: MakePair, backend: Backend
 ) -> None:
@@ -246,12 +256,13 @@ def test_require_ends_a_tunnel_that_gets_no_more_qkd_keys(
     assert pair.kme is not None
     with proxied(pair.address("app"), backend) as (near, far):
         round_trip(near, far)
+        mark_a, mark_b = pair.a.mark(), pair.b.mark()
         pair.kme.program.kill()
         assert_reset(near)
         assert_reset(far)
     assert not pair.a.find("mode_changed", mode="classical-only")
-    closed = pair.a.wait_for_event("tunnel_closed")
-    told = {closed["reason"], pair.b.wait_for_event("tunnel_closed")["reason"]}
+    closed = pair.a.wait_for_event("tunnel_closed", after=mark_a)
+    told = {closed["reason"], pair.b.wait_for_event("tunnel_closed", after=mark_b)["reason"]}
     assert "qkd_too_old" in told
 
 

@@ -5,8 +5,10 @@
                   {"action": "jam"}
                   {"action": "degrade", "rate_factor": 0.1, "qber": 0.05}
                   {"action": "drain"}                       stored keys are thrown away
+                  {"action": "desync"}                      the KMEs give out different keys
                   {"action": "hang", "kme": "kme-a"}        requests get no answer
                   {"action": "unavailable", "kme": "kme-a"} requests get 503
+                  {"action": "garbage", "kme": "kme-a"}     requests get 200 and what is no JSON
                   {"action": "kill", "kme": "kme-a"}        connections are refused
                   {"action": "restore"}                     the link and both KMEs
                   {"action": "restore", "kme": "kme-a"}     that KME only
@@ -25,6 +27,7 @@ from qproxy.errors import KeySourceError, Reason
 from qproxy.net.http_server import Request, Response
 from qproxy.sim.api import Refusal, require_json
 from qproxy.sim.link import SimulatedLink
+from qproxy.sim.store import KeyStore
 from qproxy.sources.etsi014_wire import decode_json, encode_json
 
 
@@ -34,12 +37,14 @@ class KmeMode(enum.StrEnum):
     UP = "up"
     HANGING = "hanging"
     UNAVAILABLE = "unavailable"
+    GARBAGE = "garbage"
     KILLED = "killed"
 
 
 _MODES = {
     "hang": KmeMode.HANGING,
     "unavailable": KmeMode.UNAVAILABLE,
+    "garbage": KmeMode.GARBAGE,
     "kill": KmeMode.KILLED,
 }
 
@@ -49,14 +54,20 @@ class Control:
 
     Args:
         link: the link it disturbs.
+        store: the keys it puts out of step.
         kmes: names of the KMEs.
         on_mode: told of every KME whose mode is set.
     """
 
     def __init__(
-        self, link: SimulatedLink, kmes: Iterable[str], on_mode: Callable[[str, KmeMode], None]
+        self,
+        link: SimulatedLink,
+        store: KeyStore,
+        kmes: Iterable[str],
+        on_mode: Callable[[str, KmeMode], None],
     ) -> None:
         self._link = link
+        self._store = store
         self._modes = dict.fromkeys(kmes, KmeMode.UP)
         self._on_mode = on_mode
 
@@ -85,6 +96,7 @@ class Control:
             "qber": link.qber,
             "key_rate_bps": link.key_rate_bps,
             "stored_key_count": self._link.stored_key_count(now),
+            "in_step": self._store.in_step,
             "kmes": dict(self._modes),
         }
 
@@ -115,17 +127,20 @@ class Control:
         if action == "restore":
             if kme is None:
                 self._link.restore(now)
+                self._store.in_step = True
             for name in self._modes if kme is None else (kme,):
                 self._set_mode(name, KmeMode.UP)
         elif action in _MODES and kme is not None:
             self._set_mode(kme, _MODES[action])
         elif action in {"cut", "jam", "drain"} and kme is None:
             {"cut": self._link.cut, "jam": self._link.jam, "drain": self._link.drain}[action](now)
+        elif action == "desync" and kme is None:
+            self._store.in_step = False
         else:
             raise Refusal(
                 400,
-                "action: expected cut, jam, degrade, drain or restore without kme,"
-                " or hang, unavailable, kill or restore with kme",
+                "action: expected cut, jam, degrade, drain, desync or restore without kme,"
+                " or hang, unavailable, garbage, kill or restore with kme",
             )
 
     def _degrade(self, figures: Mapping[str, float], now: float) -> None:

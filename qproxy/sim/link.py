@@ -66,7 +66,7 @@ class LinkReport:
 
 
 class SimulatedLink:
-    """The link, and the store of key at its two ends, which are always in step.
+    """The link, and how much key is stored at its two ends.
 
     The store is a count of bits: the bits themselves are drawn when they are taken, so that no
     secret lies about that nobody has asked for.

@@ -31,6 +31,8 @@ from qproxy.tls.names import certificate_names
 
 #: A request names at most 1024 keys of some 60 bytes each.
 _LIMITS = HttpLimits(max_body_bytes=128 * 1024, max_connections=256)
+#: What a KME answers that is set to talk nonsense: no UTF-8, no JSON, and a byte of zero.
+_GARBAGE = b'{"keys": [\xff\x00'
 _CONTROL_LIMITS = HttpLimits(max_body_bytes=4096, max_connections=16)
 
 _log = get_logger("qproxy.sim")
@@ -68,8 +70,9 @@ async def run_kme_sim(
         ConfigError: a certificate or address cannot be used, or there are not two KMEs.
     """
     link = SimulatedLink(config.link, now=clock(), random_bytes=random_bytes)
-    kmes = _make_kmes(config, link, clock, random_bytes)
-    control = Control(link, kmes, lambda name, mode: kmes[name].set_mode(mode))
+    store = KeyStore()
+    kmes = _make_kmes(config, link, store, clock, random_bytes)
+    control = Control(link, store, kmes, lambda name, mode: kmes[name].set_mode(mode))
     with contextlib.ExitStack() as opened:
         # Before the nursery, so that a port in use is one plain error.
         for kme in kmes.values():
@@ -95,12 +98,12 @@ async def run_kme_sim(
 def _make_kmes(
     config: KmeSimConfig,
     link: SimulatedLink,
+    store: KeyStore,
     clock: Callable[[], float],
     random_bytes: Callable[[int], bytes],
 ) -> dict[str, _Kme]:
     if len(config.kmes) != 2:
         raise ConfigError(f"expected two KMEs, got {len(config.kmes)}", key="kme_sim.kmes")
-    store = KeyStore()
     first, second = config.kmes
     kmes: dict[str, _Kme] = {}
     for name, peer in ((first, second), (second, first)):
@@ -185,6 +188,8 @@ class _Kme:
         requester = self._requester(request.peer_certificate)
         if self._mode is KmeMode.UNAVAILABLE:
             response = Refusal(503, "the KME is set to be unavailable").response
+        elif self._mode is KmeMode.GARBAGE:
+            response = Response(200, _GARBAGE)
         else:
             response = self._api.handle(requester, request, self._clock())
         # The path holds SAE IDs. Key IDs may stand in the query, keys in the body.

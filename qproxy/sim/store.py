@@ -57,6 +57,10 @@ class KeyStore:
     Args:
         max_age_s: how long a key waits, in seconds.
         max_unclaimed: how many keys may wait for one pair of SAEs.
+
+    Attributes:
+        in_step: False: a slave SAE finds every ID, and under it other bytes than the master's.
+            Neither KME notices; only the two SAEs can, together.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class KeyStore:
         # Oldest first: a dict keeps the order of insertion, and time does not run back.
         self._waiting: dict[str, _Waiting] = {}
         self._counts: dict[SaePair, int] = {}
+        self.in_step = True
 
     def unclaimed(self, pair: SaePair, now: float) -> int:
         """How many keys wait for the slave SAE of a pair."""
@@ -115,7 +120,11 @@ class KeyStore:
             raise NotNamed
         if len(found) < len(key_ids) or any(entry.pair != pair for entry in found):
             raise KeysNotFound
-        return [self._remove(key_id) for key_id in key_ids]
+        keys = [self._remove(key_id) for key_id in key_ids]
+        if not self.in_step:
+            for key in keys:
+                key.key[:] = bytes(byte ^ 0xFF for byte in key.key)
+        return keys
 
     def _expire(self, now: float) -> None:
         while self._waiting:

@@ -8,14 +8,18 @@ from qproxy.config.model import LinkConfig
 from qproxy.net.http_server import Request
 from qproxy.sim.control import Control, KmeMode
 from qproxy.sim.link import SimulatedLink
+from qproxy.sim.store import KeyStore
 
 
 class Console:
     def __init__(self):
         config = LinkConfig(key_rate_bps=256.0, initial_key_count=10)
         self.link = SimulatedLink(config, now=0.0, random_bytes=bytes)
+        self.store = KeyStore()
         self.told = []
-        self.control = Control(self.link, ["kme-a", "kme-b"], lambda *mode: self.told.append(mode))
+        self.control = Control(
+            self.link, self.store, ["kme-a", "kme-b"], lambda *mode: self.told.append(mode)
+        )
 
     def ask(self, method, document=None, *, target="/link", body=b"", kind="application/json"):
         if document is not None:
@@ -43,6 +47,7 @@ def test_get_tells_how_things_stand(console):
             "qber": 0.01,
             "key_rate_bps": 256.0,
             "stored_key_count": 10,
+            "in_step": True,
             "kmes": {"kme-a": "up", "kme-b": "up"},
         },
     )
@@ -76,6 +81,7 @@ def test_drain_empties_the_store(console):
     [
         ("hang", KmeMode.HANGING),
         ("unavailable", KmeMode.UNAVAILABLE),
+        ("garbage", KmeMode.GARBAGE),
         ("kill", KmeMode.KILLED),
         ("restore", KmeMode.UP),
     ],
@@ -84,6 +90,14 @@ def test_actions_on_one_kme(console, action, mode):
     status, answer = console.act(action=action, kme="kme-b")
     assert (status, answer["kmes"]) == (200, {"kme-a": "up", "kme-b": mode})
     assert console.told == [("kme-b", mode)]
+
+
+def test_desync_puts_the_store_out_of_step_until_the_link_is_restored(console):
+    assert console.act(action="desync")[1]["in_step"] is False
+    assert console.store.in_step is False
+    assert console.act(action="restore", kme="kme-a")[1]["in_step"] is False
+    assert console.act(action="restore")[1]["in_step"] is True
+    assert console.store.in_step is True
 
 
 def test_restoring_one_kme_leaves_the_link_and_restoring_all_does_not(console):
@@ -104,6 +118,8 @@ def test_restoring_one_kme_leaves_the_link_and_restoring_all_does_not(console):
         {"action": ["cut"]},
         {"action": "cut", "kme": "kme-a"},
         {"action": "drain", "kme": "kme-a"},
+        {"action": "desync", "kme": "kme-a"},
+        {"action": "garbage"},
         {"action": "hang"},
         {"action": "hang", "kme": "kme-c"},
         {"action": "hang", "kme": ["kme-a"]},

@@ -291,6 +291,27 @@ async def test_a_kme_that_is_not_the_right_one_is_not_believed(config, wrong):
 # --- a KME that does not do what it is there for ---------------------------------------------
 
 
+async def test_a_kme_that_answers_garbage_is_understood_by_nobody_and_recovers(config):
+    async with running(config) as trial:
+        source = trial.source("gw-a", "gw-b")
+        await trial.control(action="garbage", kme="kme-a")
+        assert await refused(source.get_keys(1, 256)) is Reason.KME_INVALID_RESPONSE
+        assert await refused(source.status()) is Reason.KME_INVALID_RESPONSE
+        assert len(await trial.source("gw-b", "gw-a").get_keys(1, 256)) == 1
+        await trial.control(action="restore", kme="kme-a")
+        assert len(await source.get_keys(1, 256)) == 1
+
+
+async def test_kmes_out_of_step_give_out_different_keys_until_restored(config):
+    async with running(config) as trial:
+        a, b = trial.source("gw-a", "gw-b"), trial.source("gw-b", "gw-a")
+        for action, alike in (("desync", False), ("restore", True)):
+            await trial.control(action=action)
+            (taken,) = await a.get_keys(1, 256)
+            (found,) = await b.get_keys_by_id([taken.key_id], 256)
+            assert (found.key == taken.key) is alike
+
+
 async def test_a_kme_that_hangs_is_a_timeout_and_recovers(config):
     async with running(config) as trial:
         a = trial.source("gw-a", "gw-b", request_timeout_s=0.2)

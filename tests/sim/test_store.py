@@ -27,6 +27,17 @@ def test_the_slave_takes_each_key_once_in_the_order_asked(store):
         store.take(PAIR, ["one"], 1.0)
 
 
+def test_out_of_step_the_slave_finds_other_bytes_under_the_same_id(store):
+    store.in_step = False
+    (taken,) = store.take(PAIR, ["one"], 1.0)
+    assert taken.key_id == "one"
+    assert len(taken.key) == 32
+    assert taken.key != bytearray(b"k" * 32)
+    store.in_step = True
+    (taken,) = store.take(PAIR, ["two"], 1.0)
+    assert taken.key == bytearray(b"k" * 32)
+
+
 def test_one_missing_key_leaves_the_others(store):
     with pytest.raises(KeysNotFound):
         store.take(PAIR, ["one", "three"], 1.0)

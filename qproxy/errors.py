@@ -94,6 +94,7 @@ class Reason(enum.StrEnum):
     CLOSED = "closed"
     INTERNAL_ERROR = "internal_error"
     REAUTH_OVERDUE = "reauth_overdue"
+    AUDIT_FAILURE = "audit_failure"
 
     @property
     def code(self) -> int:
@@ -177,6 +178,7 @@ WIRE_CODES: dict[Reason, int] = {
     Reason.CLOSED: 67,
     Reason.INTERNAL_ERROR: 68,
     Reason.REAUTH_OVERDUE: 69,
+    Reason.AUDIT_FAILURE: 70,
 }
 _FROM_WIRE: dict[int, Reason] = {code: reason for reason, code in WIRE_CODES.items()}
 

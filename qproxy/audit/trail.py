@@ -28,28 +28,17 @@ from qproxy.audit.facts import (
 from qproxy.log import escape
 from qproxy.modes import Mode, Policy
 from qproxy.quantum.spent import canonical_key_id
-from qproxy.tunnel.events import EpochCommitted, EpochConfirmed, EpochFailed, TunnelClosed
+from qproxy.tunnel.events import (
+    EpochCommitted,
+    EpochConfirmed,
+    EpochFailed,
+    Traffic,
+    TunnelClosed,
+)
 from qproxy.tunnel.settings import Role
 
 #: Size of a key ID's digest, in bytes.
 KEY_DIGEST_BYTES: Final = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
-    """A tunnel's counters since it began.
-
-    Attributes:
-        bytes_sent: application bytes sent.
-        bytes_received: application bytes received and handed on.
-        bytes_discarded: received for streams that were gone already.
-        streams_opened: by either end.
-    """
-
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    bytes_discarded: int = 0
-    streams_opened: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +84,6 @@ class TunnelTrail:
     def on_committed(
         self,
         event: EpochCommitted,
-        traffic: Traffic,
         *,
         connection_id: bytes,
         tls_group: str,
@@ -108,7 +96,6 @@ class TunnelTrail:
 
         Args:
             event: from the core.
-            traffic: the counters where this end's sending direction changed keys.
             connection_id: 16 bytes.
             tls_group: as negotiated.
             policy_local: this end's policy.
@@ -117,6 +104,7 @@ class TunnelTrail:
             origin: the key source; ignored in classical-only mode.
         """
         self._connection_id = connection_id.hex()
+        traffic = event.traffic
         before = self._current
         facts: list[Facts] = []
         # By the protocol's rules nothing is left of the epoch before: it was confirmed.
@@ -158,13 +146,8 @@ class TunnelTrail:
                 self._previous = before
         return facts
 
-    def on_confirmed(self, event: EpochConfirmed, traffic: Traffic) -> list[Facts]:
-        """Client: the server's direction changed keys.
-
-        Args:
-            event: from the core.
-            traffic: the counters at that point of the server's records.
-        """
+    def on_confirmed(self, event: EpochConfirmed) -> list[Facts]:
+        """Client: the server's direction changed keys."""
         current = self._current
         if current is None or current.number != event.epoch or self._connection_id is None:
             return []
@@ -176,7 +159,7 @@ class TunnelTrail:
                 epoch_id=current.epoch_id,
             )
         ]
-        facts.extend(self._settle_previous(traffic, EndedBy.SWITCH))
+        facts.extend(self._settle_previous(event.traffic, EndedBy.SWITCH))
         return facts
 
     def on_failed(self, event: EpochFailed, connection_id: bytes | None) -> list[Facts]:
@@ -194,8 +177,9 @@ class TunnelTrail:
             )
         ]
 
-    def on_closed(self, event: TunnelClosed, traffic: Traffic) -> list[Facts]:
+    def on_closed(self, event: TunnelClosed) -> list[Facts]:
         """The tunnel is over. Also right for a tunnel that never had an epoch."""
+        traffic = event.traffic
         facts: list[Facts] = [*self._settle_previous(traffic, EndedBy.CLOSE)]
         current = self._current
         if current is not None:

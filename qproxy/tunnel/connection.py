@@ -23,6 +23,7 @@ Key changes, in order (docs/protocol.md, "Commit and switch"):
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from OpenSSL import SSL
 
@@ -154,6 +155,14 @@ class Connection:
     def epoch(self) -> int:
         """Number of the last epoch this end committed; 0 before the first."""
         return self._epochs.chain.epoch - 1 if self._epochs is not None else 0
+
+    @property
+    def connection_id(self) -> bytes | None:
+        """16 bytes that name the tunnel, public and the same on both ends.
+
+        None before the peer is authenticated, and at the server before its first OFFER.
+        """
+        return None if self._epochs is None else self._epochs.connection_id
 
     @property
     def effective_policy(self) -> Policy:
@@ -619,9 +628,14 @@ class Connection:
                 self.session.on_frame(frame, stream_id, payload, now)
 
     def _on_frame_while_ending(self, frame: FrameType, payload: bytes, now: float) -> None:
-        """What the peer sent before our END reached it: only what changes the key of its END."""
+        """What the peer sent before our END reached it: only what changes the key of its END.
+
+        Data that was under way is counted, so that both ends can account for it.
+        """
         if frame is FrameType.SWITCH:
             self._on_switch(decode_epoch_number(payload, "SWITCH"), now)
+        elif frame is FrameType.DATA:
+            self.session.bytes_discarded += len(payload)
         elif frame is FrameType.EPOCH and isinstance(self._epochs, ServerEpochs):
             message = decode_epoch_message(payload)
             if isinstance(message, Confirm):
@@ -718,7 +732,7 @@ class Connection:
         if committed.event.reauthenticated:
             self._timers.reauthenticated(now)
         self._take_epoch_events()
-        self._events.append(committed.event)
+        self._events.append(replace(committed.event, traffic=self.session.traffic))
 
     def _on_switch(self, epoch: int, now: float) -> None:
         if self._next_opener is None or epoch != self.epoch or self._epochs is None:
@@ -728,14 +742,14 @@ class Connection:
         self._records_to_switch = 0
         self._epochs.on_switch()
         if self.role is Role.CLIENT:
-            self._events.append(EpochConfirmed(epoch))
+            self._events.append(EpochConfirmed(epoch, self.session.traffic))
 
     def _on_committed(self, epoch: int, now: float) -> None:
         if self.phase is not Phase.AWAIT_COMMITTED or epoch != 1 or self._epochs is None:
             raise RemoteProtocolError(Reason.UNEXPECTED_MESSAGE, f"COMMITTED for epoch {epoch}")
         self.phase = Phase.OPEN
         self._epochs.on_switch()
-        self._events.append(EpochConfirmed(epoch))
+        self._events.append(EpochConfirmed(epoch, self.session.traffic))
         self._on_established(now)
 
     def _on_established(self, now: float) -> None:
@@ -821,7 +835,7 @@ class Connection:
         self._preparation.drop()
         if self._epochs is not None:
             self._epochs.wipe()
-        self._events.append(TunnelClosed(reason, clean))
+        self._events.append(TunnelClosed(reason, clean, self.session.traffic))
 
     def _say_why(self, reason: Reason) -> None:
         try:

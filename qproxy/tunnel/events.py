@@ -1,13 +1,37 @@
-"""What the core tells its driver. Frozen values; none holds a secret."""
+"""What the core tells its driver. Frozen values; none holds a secret.
+
+Counters are left out of comparisons: they say how far a tunnel had come, not what happened to it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
 
 from qproxy.errors import Reason
 from qproxy.modes import Aead, KemAlgorithm, Mode, Policy
 from qproxy.tunnel.messages import OfferedKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """A tunnel's counters since it began, at one point of its stream of records.
+
+    Attributes:
+        bytes_sent: application bytes sealed.
+        bytes_received: application bytes opened and handed on.
+        bytes_discarded: application bytes opened for streams that were gone already.
+        streams_opened: number of streams opened by either end.
+    """
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    bytes_discarded: int = 0
+    streams_opened: int = 0
+
+
+#: Of a tunnel that has just begun.
+NO_TRAFFIC: Final = Traffic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +75,8 @@ class EpochCommitted:
         key_ids: the QKD keys in the mix, none in classical-only mode.
         qkd_ever: a QKD key is in this epoch or in one it is chained to.
         reauthenticated: a fresh TLS handshake is in the mix (rule R2).
+        traffic: the counters, in bytes and streams, where this end's sending changed keys; at
+            the server its receiving as well.
     """
 
     epoch: int
@@ -64,13 +90,19 @@ class EpochCommitted:
     confirmed: bool
     qkd_ever: bool
     reauthenticated: bool = False
+    traffic: Traffic = field(default=NO_TRAFFIC, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class EpochConfirmed:
-    """Client: the server runs under this epoch too."""
+    """Client: the server runs under this epoch too.
+
+    Attributes:
+        traffic: the counters, in bytes and streams, where the server's sending changed keys.
+    """
 
     epoch: int
+    traffic: Traffic = field(default=NO_TRAFFIC, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,10 +271,12 @@ class TunnelClosed:
     Attributes:
         reason: the local cause, not the one the peer was told.
         clean: both ends sent an authenticated END.
+        traffic: the counters at the end, in bytes and streams.
     """
 
     reason: Reason
     clean: bool
+    traffic: Traffic = field(default=NO_TRAFFIC, compare=False)
 
 
 Event: TypeAlias = (

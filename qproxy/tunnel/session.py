@@ -18,6 +18,7 @@ from qproxy.tunnel.events import (
     StreamRefused,
     StreamRequested,
     StreamReset,
+    Traffic,
 )
 from qproxy.tunnel.frames import (
     FrameType,
@@ -42,6 +43,7 @@ class Session:
         going_away: no new streams may be opened, whoever said so.
         bytes_sent: application bytes sent since the tunnel began.
         bytes_received: application bytes received since the tunnel began.
+        bytes_discarded: application bytes that came for streams which were gone already.
         streams_opened: streams opened by either end since the tunnel began.
     """
 
@@ -58,6 +60,7 @@ class Session:
         self.going_away = False
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.bytes_discarded = 0
         self.streams_opened = 0
         self._writer = writer
         self._events = events
@@ -71,6 +74,16 @@ class Session:
     def unread(self) -> int:
         """Bytes received and not yet handed on, over all streams."""
         return self._receive_credit.unread
+
+    @property
+    def traffic(self) -> Traffic:
+        """The counters as they are now."""
+        return Traffic(
+            bytes_sent=self.bytes_sent,
+            bytes_received=self.bytes_received,
+            bytes_discarded=self.bytes_discarded,
+            streams_opened=self.streams_opened,
+        )
 
     # Calls from this end.
 
@@ -181,6 +194,7 @@ class Session:
         self._receive_credit.on_received(count)
         stream = self.streams.lookup(stream_id, "DATA")
         if stream is None:
+            self.bytes_discarded += count
             self._give_back_session_credit(count, now)
             return
         if stream.state is StreamState.OPENING or not stream.receiving:

@@ -3,6 +3,7 @@
 import datetime as dt
 import errno
 import threading
+from dataclasses import replace
 
 from qproxy.audit.facts import (
     EpochConfirmedFacts,
@@ -12,12 +13,12 @@ from qproxy.audit.facts import (
 )
 from qproxy.audit.record import CHAIN_START, AuditRecord, Chain, Head, Stamp, encode_line
 from qproxy.audit.storage import DiskFile, LogIdentity
-from qproxy.audit.trail import KeyOrigin, Traffic, TunnelTrail
+from qproxy.audit.trail import KeyOrigin, TunnelTrail
 from qproxy.audit.verify import verify
 from qproxy.audit.writer import AuditWriter
 from qproxy.errors import Reason
 from qproxy.modes import Aead, KemAlgorithm, Mode, Policy
-from qproxy.tunnel.events import EpochCommitted, EpochConfirmed, TunnelClosed
+from qproxy.tunnel.events import EpochCommitted, EpochConfirmed, Traffic, TunnelClosed
 from qproxy.tunnel.settings import Role
 
 KEY = bytes(range(32))
@@ -131,14 +132,14 @@ class End:
             "origin": ORIGIN,
             **changes,
         }
-        self.facts += self.trail.on_committed(event, self.traffic, **options)
+        self.facts += self.trail.on_committed(replace(event, traffic=self.traffic), **options)
 
     def confirm(self, epoch):
-        self.facts += self.trail.on_confirmed(EpochConfirmed(epoch), self.traffic)
+        self.facts += self.trail.on_confirmed(EpochConfirmed(epoch, self.traffic))
 
     def close(self, *, clean=True):
         reason = Reason.CLOSED if clean else Reason.TRUNCATED
-        self.facts += self.trail.on_closed(TunnelClosed(reason, clean), self.traffic)
+        self.facts += self.trail.on_closed(TunnelClosed(reason, clean, self.traffic))
 
     def stop(self):
         self.facts.append(stopped())

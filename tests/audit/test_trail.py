@@ -121,9 +121,9 @@ def test_every_change_of_mode_is_a_record_and_nothing_else_is():
 
 def test_only_the_current_epoch_is_confirmed():
     a, _b = ends()
-    assert a.trail.on_confirmed(EpochConfirmed(1), a.traffic) == []
+    assert a.trail.on_confirmed(EpochConfirmed(1)) == []
     a.commit(committed(1, confirmed=False))
-    assert a.trail.on_confirmed(EpochConfirmed(2), a.traffic) == []
+    assert a.trail.on_confirmed(EpochConfirmed(2)) == []
     a.confirm(1)
     assert [f.epoch for f in of(a, EpochConfirmedFacts)] == [1]
 

@@ -17,7 +17,7 @@ from qproxy.tunnel.events import (
     TunnelClosed,
 )
 from qproxy.tunnel.settings import Role
-from tests.audit.helpers import End, check, seal
+from tests.audit.helpers import ORIGIN, End, check, seal
 from tests.tunnel.helpers import make_pair, qkd_keys
 
 GROUP = "X25519MLKEM768"
@@ -38,12 +38,9 @@ class Audited:
         self.keys = 0
 
     def note(self, role):
-        """Give new events to the trail, with the counters as they are after this record."""
+        """Give new events to the trail."""
         self.pair.collect(role)
         end, core = self.ends[role], self.pair.end(role)
-        session = core.session
-        end.sent, end.received = session.bytes_sent, session.bytes_received
-        end.streams = session.streams_opened
         events, self.seen[role] = (
             self.pair.events[role][self.seen[role] :],
             len(self.pair.events[role]),
@@ -52,21 +49,21 @@ class Audited:
             match event:
                 case EpochCommitted():
                     policy = next(e for e in self.pair.events[role] if isinstance(e, PolicyAgreed))
-                    end.connection_id = core._epochs.connection_id
-                    end.commit(
+                    end.facts += end.trail.on_committed(
                         event,
-                        connection_id=core._epochs.connection_id,
+                        connection_id=core.connection_id,
                         tls_group=GROUP,
                         policy_local=policy.local,
                         policy_peer=policy.peer,
                         policy_effective=policy.effective,
+                        origin=ORIGIN,
                     )
                 case EpochConfirmed():
-                    end.confirm(event.epoch)
+                    end.facts += end.trail.on_confirmed(event)
                 case EpochFailed():
-                    end.facts += end.trail.on_failed(event, core._epochs.connection_id)
+                    end.facts += end.trail.on_failed(event, core.connection_id)
                 case TunnelClosed():
-                    end.facts += end.trail.on_closed(event, end.traffic)
+                    end.facts += end.trail.on_closed(event)
 
     def fetch(self, role):
         """Take what an end wants to send, and leave it on the wire."""
@@ -183,6 +180,65 @@ def test_a_tunnel_cut_at_any_record_of_a_rekey_is_explained_or_agreed(records):
     report = compare(*both.stories())
     assert report.differences == []
     assert report.remarks  # bytes were under way
+
+
+@pytest.mark.parametrize("ender", list(Role))
+def test_data_under_way_at_an_orderly_end_is_accounted_for(ender):
+    both = Audited()
+    stream = both.start()
+    other = Role.SERVER if ender is Role.CLIENT else Role.CLIENT
+    both.pair.end(other).send_data(stream, memoryview(bytes(3000)))
+    both.note(other)
+    both.pair.end(ender).end(Reason.SHUTDOWN, both.pair.now)
+    both.note(ender)
+    both.settle()
+    assert both.ended(ender)[1].bytes_discarded == 3000
+    report = compare(*both.stories())
+    assert (report.differences, report.remarks) == ([], [])
+
+
+def test_data_for_a_stream_that_was_reset_is_accounted_for():
+    both = Audited()
+    stream = both.start()
+    both.pair.server.send_data(stream, memoryview(bytes(3000)))
+    both.note(Role.SERVER)
+    both.pair.client.reset_stream(stream, Reason.CONNECTION_RESET, both.pair.now)
+    both.settle()
+    both.rekey(Mode.CLASSICAL_ONLY)
+    both.settle()
+    ended = both.ended(Role.CLIENT)[1]
+    assert (ended.bytes_received, ended.bytes_discarded) == (0, 3000)
+    both.pair.client.end(Reason.CLOSED, both.pair.now)
+    both.settle()
+    report = compare(*both.stories())
+    assert (report.differences, report.remarks) == ([], [])
+
+
+def test_events_carry_the_counters_of_their_own_moment():
+    both = Audited()
+    stream = both.start()
+    both.pair.client.send_data(stream, memoryview(bytes(100)))
+    both.rekey(Mode.HYBRID)
+    both.settle()
+    # Sent after the commit, and handled together with it.
+    both.pair.client.send_data(stream, memoryview(bytes(11)))
+    committed = both.pair.last(Role.CLIENT, EpochCommitted)
+    assert committed.epoch == 2
+    assert (committed.traffic.bytes_sent, committed.traffic.streams_opened) == (100, 1)
+    both.settle()
+    assert both.pair.last(Role.SERVER, EpochCommitted).traffic.bytes_received == 100
+    both.pair.client.end(Reason.CLOSED, both.pair.now)
+    both.settle()
+    assert both.pair.last(Role.CLIENT, TunnelClosed).traffic.bytes_sent == 111
+
+
+def test_both_ends_name_the_tunnel_alike_once_it_is_offered():
+    both = Audited()
+    assert both.pair.client.connection_id is None
+    both.start()
+    name = both.pair.client.connection_id
+    assert len(name) == 16
+    assert name == both.pair.server.connection_id
 
 
 def test_keys_are_shown_to_be_the_same_on_both_sides_without_being_named():

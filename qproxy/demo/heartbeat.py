@@ -6,6 +6,7 @@ not wait for what comes back, so a stall shows as a gap between two frames that 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -70,12 +71,20 @@ class Heartbeat:
         record: what it measures.
         traffic: counts its bytes and connection with all the others.
         began_at: the start of the demonstration, in seconds of trio's clock.
+        on_frames: told, by trio's clock, of every moment at which whole frames came back.
     """
 
-    def __init__(self, record: HeartbeatRecord, traffic: Traffic, began_at: float) -> None:
+    def __init__(
+        self,
+        record: HeartbeatRecord,
+        traffic: Traffic,
+        began_at: float,
+        on_frames: Callable[[float], None] | None = None,
+    ) -> None:
         self._record = record
         self._traffic = traffic
         self._began_at = began_at
+        self._on_frames = on_frames
         self._frames = Frames()
         self._stop = trio.Event()
         self._ended = trio.Event()
@@ -136,6 +145,8 @@ class Heartbeat:
             if not self._frames.take(buffer[:count]):
                 continue
             now = trio.current_time()
+            if self._on_frames is not None:
+                self._on_frames(now)
             if last is None:
                 record.began_at_s = now - self._began_at
                 task_status.started()

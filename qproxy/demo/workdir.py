@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,13 @@ from qproxy.pki import PkiError, init_pki
 _PKI_DAYS: Final = 2
 #: Let the system choose a free port; each program logs which one it got.
 _ANY_PORT: Final = "127.0.0.1:0"
+
+#: The simulated link of the demonstration, as `kme_sim.link` has it.
+DEMO_LINK: Final[Mapping[str, object]] = {"key_rate_bps": 100_000, "initial_key_count": 1000}
+#: What the demonstration sets in the section of the peer, on both sides.
+DEMO_PEER: Final[Mapping[str, object]] = {
+    "rekey": {"interval_s": REKEY_INTERVAL_S, "bytes": REKEY_BYTES}
+}
 
 
 @contextlib.contextmanager
@@ -70,8 +77,8 @@ def make_pki(directory: Path) -> None:
         raise DemoError(str(error), hint=error.hint) from None
 
 
-def write_kme_sim(directory: Path) -> Path:
-    """Write the configuration of the KME pair."""
+def write_kme_sim(directory: Path, *, link: Mapping[str, object] = DEMO_LINK) -> Path:
+    """Write the configuration of the KME pair, with these settings of the link."""
     kmes = {name: {"listen": _ANY_PORT, **_certificate(name)} for name in ("kme-a", "kme-b")}
     return _write(
         directory / "kme-sim.yaml",
@@ -80,7 +87,7 @@ def write_kme_sim(directory: Path) -> Path:
             "kme_sim": {
                 "kmes": kmes,
                 "saes": {"gw-a": "kme-a", "gw-b": "kme-b"},
-                "link": {"key_rate_bps": 100_000, "initial_key_count": 1000},
+                "link": dict(link),
                 "control": {"listen": _ANY_PORT},
             },
             "log": {"format": "json", "level": "info"},
@@ -88,13 +95,20 @@ def write_kme_sim(directory: Path) -> Path:
     )
 
 
-def write_far_gateway(directory: Path, *, kme: str, service: str) -> Path:
+def write_far_gateway(
+    directory: Path,
+    *,
+    kme: str,
+    service: str,
+    peer_settings: Mapping[str, object] = DEMO_PEER,
+) -> Path:
     """Write the configuration of gw-b, beside the service.
 
     Args:
         directory: the working directory.
         kme: address of kme-b.
         service: address of the service.
+        peer_settings: more for the section of gw-a.
     """
     return _write(
         directory / "gw-b.yaml",
@@ -102,27 +116,37 @@ def write_far_gateway(directory: Path, *, kme: str, service: str) -> Path:
         {
             **_gateway("gw-b", "kme-b", kme),
             "tunnel": {"listen": _ANY_PORT},
-            "peers": {"gw-a": {"key_source": "kme-b", "rekey": _rekey()}},
+            "peers": {"gw-a": {"key_source": "kme-b", **peer_settings}},
             "services": {"demo": {"connect": service, "peers": ["gw-a"]}},
         },
     )
 
 
-def write_near_gateway(directory: Path, *, kme: str, peer: str) -> Path:
+def write_near_gateway(
+    directory: Path,
+    *,
+    kme: str,
+    peer: str,
+    peer_settings: Mapping[str, object] = DEMO_PEER,
+    sections: Mapping[str, object] | None = None,
+) -> Path:
     """Write the configuration of gw-a, which clients connect to and which dials gw-b.
 
     Args:
         directory: the working directory.
         kme: address of kme-a.
         peer: where gw-b takes tunnels.
+        peer_settings: more for the section of gw-b.
+        sections: more sections of the configuration.
     """
     return _write(
         directory / "gw-a.yaml",
         "The gateway beside the clients: it dials the tunnel.",
         {
             **_gateway("gw-a", "kme-a", kme),
-            "peers": {"gw-b": {"address": peer, "key_source": "kme-a", "rekey": _rekey()}},
+            "peers": {"gw-b": {"address": peer, "key_source": "kme-a", **peer_settings}},
             "listeners": {"demo": {"listen": _ANY_PORT, "peer": "gw-b", "service": "demo"}},
+            **(sections or {}),
         },
     )
 
@@ -145,10 +169,6 @@ def _certificate(name: str) -> dict[str, str]:
         "private_key": f"pki/{name}.key",
         "ca": "pki/ca.pem",
     }
-
-
-def _rekey() -> dict[str, float]:
-    return {"interval_s": REKEY_INTERVAL_S, "bytes": REKEY_BYTES}
 
 
 def _write(path: Path, comment: str, content: dict[str, object]) -> Path:

@@ -116,10 +116,13 @@ async def test_a_connection_that_stalls_is_given_up(autojump_clock):
 
 async def test_the_long_lived_stream_runs_until_it_is_stopped(service_port, nursery):
     record, traffic = HeartbeatRecord(FRAME_BYTES), Traffic()
-    heartbeat = Heartbeat(record, traffic, trio.current_time())
+    moments = []
+    heartbeat = Heartbeat(record, traffic, trio.current_time(), moments.append)
     await nursery.start(heartbeat.run, service_port)
     await heartbeat.stop()
     assert record.fault is None
+    assert moments == sorted(moments)
+    assert moments
     assert record.frames_sent == record.frames_verified > 0
     assert record.ended_at_s is not None
     assert (traffic.failed, traffic.lost_bytes, traffic.opened) == (0, 0, 1)

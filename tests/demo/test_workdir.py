@@ -61,6 +61,30 @@ def test_the_configurations_it_writes_are_good(tmp_path):
         assert (peer.policy, peer.rekey.interval_s) == (Policy.PREFER, 1.0)
 
 
+def test_others_may_set_the_link_the_peer_and_whole_sections(tmp_path):
+    make_pki(tmp_path)
+    sim = load_kme_sim_config(write_kme_sim(tmp_path, link={"key_rate_bps": 256}))
+    assert sim.link.key_rate_bps == 256
+    peer = {"tunnels": 3}
+    far = load_gateway_config(
+        write_far_gateway(
+            tmp_path, kme="127.0.0.1:8442", service="127.0.0.1:8000", peer_settings=peer
+        )
+    )
+    near = load_gateway_config(
+        write_near_gateway(
+            tmp_path,
+            kme="127.0.0.1:8441",
+            peer="127.0.0.1:7444",
+            peer_settings=peer,
+            sections={"admin": {"listen": "127.0.0.1:0"}},
+        )
+    )
+    assert [each.tunnels for each in (*far.peers.values(), *near.peers.values())] == [3, 3]
+    assert [each.rekey.interval_s for each in far.peers.values()] == [60.0]
+    assert near.admin.listen is not None
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True

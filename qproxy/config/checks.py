@@ -13,6 +13,7 @@ from qproxy.config.document import shown
 from qproxy.config.model import (
     AdminConfig,
     ClientAuth,
+    KeyStockConfig,
     KmeConfig,
     LinkConfig,
     ListenerConfig,
@@ -56,6 +57,16 @@ def check_rekey(rekey: RekeyConfig, path: KeyPath, report: Report) -> None:
         )
 
 
+def check_key_stock(stock: KeyStockConfig, path: KeyPath, report: Report) -> None:
+    """Drawing starts before it stops."""
+    if stock.low_water > stock.high_water:
+        report(
+            (*path, "low_water"),
+            f"expected at most high_water ({stock.high_water}), got {stock.low_water}",
+            "keys are drawn below low_water, up to high_water",
+        )
+
+
 def check_peer(peer: PeerConfig, path: KeyPath, report: Report) -> None:
     """Policy and key source go together, and timers nest."""
     if peer.key_source is None and peer.policy is not Policy.OFF:
@@ -70,6 +81,13 @@ def check_peer(peer: PeerConfig, path: KeyPath, report: Report) -> None:
             f"expected more than kme_timeout_s ({peer.kme_timeout_s:g}), "
             f"got {peer.epoch_timeout_s:g}",
             "or offers are given up while the peer's KME still answers",
+        )
+    if peer.key_stock.high_water < peer.qkd_keys_per_epoch:
+        report(
+            (*path, "key_stock", "high_water"),
+            f"expected at least qkd_keys_per_epoch ({peer.qkd_keys_per_epoch}), "
+            f"got {peer.key_stock.high_water}",
+            "or no epoch ever finds keys enough",
         )
     if peer.policy is Policy.REQUIRE and peer.max_without_qkd_s <= peer.rekey.interval_s:
         report(
@@ -112,6 +130,7 @@ def check_listener(listener: ListenerConfig, path: KeyPath, report: Report) -> N
             "add tls, listen on 127.0.0.1 or unix:/PATH, "
             "or accept the risk with unsafe_allow_remote_plaintext: true",
         )
+    _check_own_limit(listener, path, report)
 
 
 def check_admin(admin: AdminConfig, path: KeyPath, report: Report) -> None:
@@ -144,6 +163,19 @@ def check_service(service: ServiceConfig, path: KeyPath, report: Report) -> None
             (*path, "tls", "server_name"),
             "expected the name in the service's certificate with a unix socket, got nothing",
             "add this key",
+        )
+    _check_own_limit(service, path, report)
+
+
+def _check_own_limit(
+    section: ListenerConfig | ServiceConfig, path: KeyPath, report: Report
+) -> None:
+    """A limit that nothing enforces would only look like one."""
+    if section.max_without_qkd_s is not None and section.policy is not Policy.REQUIRE:
+        report(
+            (*path, "max_without_qkd_s"),
+            f"expected policy: require beside it, got {section.policy or 'no policy'}",
+            "add policy: require here, or remove this key: the peer's own limit holds anyway",
         )
 
 
@@ -184,6 +216,7 @@ def complete_gateway(values: dict[str, Any], walk: Walk) -> None:
             )
     _check_sae_ids(peers, walk)
     _check_references(walk)
+    _check_service_policies(values, peers, walk)
     _check_addresses(values, walk)
     values["path"] = walk.base / walk.file.name
 
@@ -241,6 +274,44 @@ def _check_sae_ids(peers: dict[str, PeerConfig], walk: Walk) -> None:
                 "each pair of gateways has its own pair of SAE IDs",
             )
         first.setdefault(ids, name)
+
+
+def _check_service_policies(
+    values: dict[str, Any], peers: dict[str, PeerConfig], walk: Walk
+) -> None:
+    """What requires a QKD key can get one: its peer has a key source, and may use it."""
+    for name, listener in _mapping(values, "listeners").items():
+        peer = peers.get(listener.peer)
+        if listener.policy is Policy.REQUIRE and peer is not None:
+            _check_can_require(("listeners", name, "policy"), [peer], walk)
+    for name, service in _mapping(values, "services").items():
+        if service.policy is not Policy.REQUIRE:
+            continue
+        path = ("services", name, "policy")
+        if service.peers is None:
+            # One peer that can will do; the others are refused, which is what was asked for.
+            able = any(_can_get_keys(peer) for peer in peers.values())
+            _check_can_require(path, [] if able else list(peers.values())[:1], walk)
+        else:
+            named = [peers[peer] for peer in service.peers if peer in peers]
+            _check_can_require(path, named, walk)
+
+
+def _check_can_require(path: KeyPath, peers: list[PeerConfig], walk: Walk) -> None:
+    for peer in peers:
+        if not _can_get_keys(peer):
+            lack = "no key_source" if peer.key_source is None else "policy off"
+            walk.report(
+                path,
+                f"expected a peer that gets QKD keys with policy require, "
+                f"got {peer.name} with {lack}",
+                f"give peers.{peer.name} a key_source and policy prefer or require, "
+                "or remove this key",
+            )
+
+
+def _can_get_keys(peer: PeerConfig) -> bool:
+    return peer.key_source is not None and peer.policy is not Policy.OFF
 
 
 def _check_addresses(values: dict[str, Any], walk: Walk) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from qproxy.address import Address
 from qproxy.modes import Aead, KemAlgorithm, KemProviderChoice, Policy
+from qproxy.quantum.health_settings import HealthSettings
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -54,10 +55,13 @@ class NodeConfig:
     Attributes:
         name: Its name, a subject alternative name of its own certificate.
         kem_provider: Which library computes ML-KEM.
+        pid_file: File that holds the process ID while the gateway runs, for `qproxy reload`;
+            None for no such file.
     """
 
     name: str
     kem_provider: KemProviderChoice = KemProviderChoice.AUTO
+    pid_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,11 +128,29 @@ class RekeyConfig:
         bytes: Application bytes, both ways together, in one epoch.
         records: Records in one direction under one key. AES-GCM allows 2^24.5 (RFC 9846 §5.5).
         max_age_s: Age at which a tunnel that could not rekey is closed, by either end.
+        reauth_interval_s: Age of the last authentication at which both ends prove again who they
+            are; a minute later a tunnel that did not is closed. 0 = never.
     """
 
     interval_s: float = 60.0
     bytes: int = 64 * GIB
     records: int = 4_194_304
+    max_age_s: float = 600.0
+    reauth_interval_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyStockConfig:
+    """QKD keys drawn ahead of need, where this gateway dials.
+
+    Attributes:
+        low_water: Keys in stock below which more are drawn, and count as short.
+        high_water: Keys in stock at which drawing stops.
+        max_age_s: How long a key lies in stock before it is wiped unused.
+    """
+
+    low_water: int = 8
+    high_water: int = 32
     max_age_s: float = 600.0
 
 
@@ -153,6 +175,8 @@ class PeerConfig:
         pinned_certificate: PEM file; the peer's leaf must be this one, besides the checks of
             its chain and its name, or None.
         rekey: When the next epoch starts.
+        link_health: Every threshold of the health of the quantum link to this peer.
+        key_stock: How many QKD keys are kept ahead of need.
         epoch_timeout_s: How long the tunnel client waits for the answer to an offer; longer
             than the server's `kme_timeout_s`.
         kme_timeout_s: How long a key source may take over one request of this peer's.
@@ -173,6 +197,8 @@ class PeerConfig:
     psk_file: Path | None = None
     pinned_certificate: Path | None = None
     rekey: RekeyConfig = field(default_factory=RekeyConfig)
+    link_health: HealthSettings = field(default_factory=HealthSettings)
+    key_stock: KeyStockConfig = field(default_factory=KeyStockConfig)
     epoch_timeout_s: float = 10.0
     kme_timeout_s: float = 5.0
 
@@ -250,6 +276,10 @@ class ListenerConfig:
             certainty for the price of a round trip.
         idle_timeout_s: Silence both ways after which a connection is reset; 0 = never.
         max_connections: Connections at once.
+        policy: `require` or `prefer` for these connections alone; None for whatever the peer's
+            policy allows, which is also the most that can be loosened.
+        max_without_qkd_s: Under this listener's `require`, how long a connection lives without a
+            fresh QKD key in its tunnel; None for the peer's.
         handshake_timeout_s: For the TLS handshake with the application.
         unsafe_allow_remote_plaintext: Listen in plaintext on an address that is not loopback.
     """
@@ -262,6 +292,8 @@ class ListenerConfig:
     wait_for_service: bool = False
     idle_timeout_s: float = 0.0
     max_connections: int = 10_000
+    policy: Policy | None = None
+    max_without_qkd_s: float | None = None
     handshake_timeout_s: float = 10.0
     unsafe_allow_remote_plaintext: bool = False
 
@@ -295,6 +327,10 @@ class ServiceConfig:
         connect_timeout_s: TCP connection and TLS handshake together.
         idle_timeout_s: Silence both ways after which a connection is reset; 0 = never.
         max_connections: Connections at once, over all peers.
+        policy: `require` or `prefer` for this service alone; None for whatever the peer's
+            policy allows, which is also the most that can be loosened.
+        max_without_qkd_s: Under this service's `require`, how long a stream lives without a
+            fresh QKD key in its tunnel; None for that of the stream's peer.
     """
 
     name: str
@@ -304,6 +340,8 @@ class ServiceConfig:
     connect_timeout_s: float = 5.0
     idle_timeout_s: float = 0.0
     max_connections: int = 10_000
+    policy: Policy | None = None
+    max_without_qkd_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import enum
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -118,20 +118,32 @@ class Reference(Text):
 
 
 class Word(Scalar):
-    """One of a closed set of words."""
+    """One of a closed set of words.
+
+    Args:
+        words: the set.
+        refused: members that make no sense here, each with what to say about it.
+    """
 
     bare = False
 
-    def __init__(self, words: type[enum.StrEnum]) -> None:
-        super().__init__("one of " + ", ".join(word.value for word in words))
+    def __init__(
+        self, words: type[enum.StrEnum], *, refused: Mapping[enum.StrEnum, str] | None = None
+    ) -> None:
+        self._refused = refused or {}
+        self._known = [word.value for word in words if word not in self._refused]
+        super().__init__("one of " + ", ".join(self._known))
         self._words = words
 
     def parse(self, text: str, walk: Walk) -> enum.StrEnum:
         """The member the word names. `off` and `on` are words here, as they are written."""
         try:
-            return self._words(text)
+            word = self._words(text)
         except ValueError:
-            raise Mismatch(hint=did_you_mean(text, [w.value for w in self._words])) from None
+            raise Mismatch(hint=did_you_mean(text, self._known)) from None
+        if word in self._refused:
+            raise Mismatch(hint=self._refused[word])
+        return word
 
 
 class Flag(Scalar):
@@ -247,6 +259,23 @@ class ReadableFile(Scalar):
     def parse(self, text: str, walk: Walk) -> Path:
         """The absolute path."""
         return _existing(walk.base / text, text, stat.S_ISREG, "a file", self.secret)
+
+
+class NewFile(Scalar):
+    """The path of a file that the program writes, in a directory that exists."""
+
+    bare = False
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the path of {what}")
+
+    def parse(self, text: str, walk: Walk) -> Path:
+        """The absolute path."""
+        path = walk.base / text
+        _existing(path.parent, str(path.parent), stat.S_ISDIR, "a directory", secret=False)
+        if path.is_dir():
+            raise Mismatch(f"{shown(str(path))}, which is a directory")
+        return path
 
 
 class PskFile(ReadableFile):

@@ -21,6 +21,7 @@ from qproxy.config.model import (
     FileSourceConfig,
     GatewayConfig,
     IdentityConfig,
+    KeyStockConfig,
     KmeConfig,
     KmeSimConfig,
     LinkConfig,
@@ -44,6 +45,7 @@ from qproxy.config.scalars import (
     Flag,
     HttpsUrl,
     Integer,
+    NewFile,
     Number,
     PskFile,
     ReadableFile,
@@ -55,6 +57,8 @@ from qproxy.config.sections import ListOf, Named, Section, Tagged, defaults_of
 from qproxy.config.walk import Kind
 from qproxy.keys import MAX_QKD_KEY_BYTES, MIN_QKD_KEY_BYTES
 from qproxy.modes import Aead, KemAlgorithm, KemProviderChoice, Policy
+from qproxy.quantum.health_settings import MAX_RATIO_WINDOW, HealthSettings
+from qproxy.quantum.stock import MAX_STOCK_KEYS
 
 #: Most peers, key sources, listeners and services, each.
 MAX_ENTRIES: Final = 1000
@@ -81,6 +85,13 @@ _PRIVATE_KEY = ReadableFile("a PEM file with a private key", secret=True)
 _CA = ReadableFile("a PEM file with certificates of authorities")
 _LISTEN = Endpoint(listen=True)
 _CONNECT = Endpoint(listen=False)
+_SERVICE_POLICY = Word(
+    Policy,
+    refused={
+        Policy.OFF: "no service can ask for less than its peer's policy; "
+        "leave this key out, or set policy: off at the peer"
+    },
+)
 
 
 def _seconds(minimum: float, maximum: float, *, never: bool = False) -> Number:
@@ -89,7 +100,14 @@ def _seconds(minimum: float, maximum: float, *, never: bool = False) -> Number:
 
 _LOG = Section(LogConfig, {"format": Word(LogFormat), "level": Word(LogLevel)})
 
-_NODE = Section(NodeConfig, {"name": _NODE_NAME, "kem_provider": Word(KemProviderChoice)})
+_NODE = Section(
+    NodeConfig,
+    {
+        "name": _NODE_NAME,
+        "kem_provider": Word(KemProviderChoice),
+        "pid_file": NewFile("a file to write the process ID into"),
+    },
+)
 
 _IDENTITY = Section(
     IdentityConfig,
@@ -125,8 +143,55 @@ _REKEY = Section(
         "bytes": ByteSize(64 * KIB, 256 * GIB),
         "records": Integer(16, MAX_REKEY_RECORDS),
         "max_age_s": _seconds(1, MAX_TIME_S),
+        "reauth_interval_s": _seconds(10, MAX_TIME_S, never=True),
     },
     check=checks.check_rekey,
+)
+
+_SIGNS = Integer(1, MAX_RATIO_WINDOW)
+_QBER = Number(0, 1, "")
+_SHORT_TIME = _seconds(0.01, 3600)
+
+_LINK_HEALTH = Section(
+    HealthSettings,
+    {
+        "failures_to_down": _SIGNS,
+        "key_failures_to_down": _SIGNS,
+        "weak_to_degraded": _SIGNS,
+        "ratio_window": _SIGNS,
+        "ratio_to_degraded": _SIGNS,
+        "latency_degraded_s": _SHORT_TIME,
+        "qber_degraded": _QBER,
+        "qber_clear": _QBER,
+        "qber_down": _QBER,
+        "key_rate_degraded_bps": Number(0, 1e12, "bits per second"),
+        "exhaustion_degraded_s": _seconds(0, MAX_TIME_S),
+        "trend_window_s": _SHORT_TIME,
+        "min_dwell_s": _seconds(0, 3600),
+        "good_signs_to_climb": _SIGNS,
+        "good_s": _SHORT_TIME,
+        "max_good_s": _SHORT_TIME,
+        "flap_window_s": _seconds(0, 86_400),
+        "probe_interval_s": _SHORT_TIME,
+        "probe_timeout_s": _SHORT_TIME,
+        "reprobe_s": _SHORT_TIME,
+        "climb_probe_interval_s": _SHORT_TIME,
+        "probe_backoff_s": _SHORT_TIME,
+        "max_probe_backoff_s": _SHORT_TIME,
+        "trial_backoff_s": _SHORT_TIME,
+        "max_trial_backoff_s": _SHORT_TIME,
+        "jitter": Number(0, 0.9, ""),
+    },
+)
+
+_KEY_STOCK = Section(
+    KeyStockConfig,
+    {
+        "low_water": Integer(1, MAX_STOCK_KEYS),
+        "high_water": Integer(1, MAX_STOCK_KEYS),
+        "max_age_s": _seconds(1, MAX_TIME_S),
+    },
+    check=checks.check_key_stock,
 )
 
 _PEER = Section(
@@ -146,6 +211,8 @@ _PEER = Section(
         "psk_file": PskFile(),
         "pinned_certificate": _CERTIFICATE,
         "rekey": _REKEY,
+        "link_health": _LINK_HEALTH,
+        "key_stock": _KEY_STOCK,
         "epoch_timeout_s": _seconds(0.1, 300),
         "kme_timeout_s": _seconds(0.05, 120),
     },
@@ -190,6 +257,8 @@ _LISTENER = Section(
         "wait_for_service": Flag(),
         "idle_timeout_s": _seconds(1, MAX_TIME_S, never=True),
         "max_connections": Integer(1, 1_000_000),
+        "policy": _SERVICE_POLICY,
+        "max_without_qkd_s": _seconds(1, MAX_TIME_S),
         "handshake_timeout_s": _seconds(0.1, 300),
         "unsafe_allow_remote_plaintext": Flag(),
     },
@@ -217,6 +286,8 @@ _SERVICE = Section(
         "connect_timeout_s": _seconds(0.05, 300),
         "idle_timeout_s": _seconds(1, MAX_TIME_S, never=True),
         "max_connections": Integer(1, 1_000_000),
+        "policy": _SERVICE_POLICY,
+        "max_without_qkd_s": _seconds(1, MAX_TIME_S),
     },
     check=checks.check_service,
     hints={"listen": "a service has 'connect'; 'listen' belongs to a listener"},

@@ -350,6 +350,23 @@ def changed(old, new):
          "services.w.tls.certificate", "beside private_key", None),
         (MINIMAL + "services: {w: {connect: 'unix:/x', tls: {ca: ca.pem}}}\n", 14,
          "services.w.tls.server_name", "with a unix socket", None),
+        (MINIMAL + "services: {w: {connect: 'h:1', policy: off}}\n", 14, "services.w.policy",
+         "expected one of prefer, require, got 'off'", "leave this key out"),
+        (MINIMAL + "listeners: {w: {listen: '127.0.0.1:1', peer: gw-b, service: w, "
+         "policy: reqire}}\n", 14, "listeners.w.policy", "got 'reqire'", "require"),
+        (MINIMAL + "services: {w: {connect: 'h:1', max_without_qkd_s: 9}}\n", 14,
+         "services.w.max_without_qkd_s", "policy: require beside it, got no policy", "the peer's"),
+        (MINIMAL + "listeners: {w: {listen: '127.0.0.1:1', peer: gw-b, service: w, "
+         "policy: prefer, max_without_qkd_s: 9}}\n", 14, "listeners.w.max_without_qkd_s",
+         "policy: require beside it, got prefer", "add policy: require here"),
+        (changed(PEER, "    policy: off\n") + "listeners: {w: {listen: '127.0.0.1:1', peer: gw-b, "
+         "service: w, policy: require}}\n", 14, "listeners.w.policy",
+         "gw-b with no key_source", "give peers.gw-b a key_source"),
+        (changed(PEER, PEER + "    policy: off\n") + "services: {w: {connect: 'h:1', "
+         "peers: [gw-b], policy: require}}\n", 15, "services.w.policy",
+         "gw-b with policy off", None),
+        (changed(PEER, PEER + "    policy: off\n") + "services: {w: {connect: 'h:1', "
+         "policy: require}}\n", 15, "services.w.policy", "gw-b with policy off", None),
         (MINIMAL + "tunnel: {listen: '127.0.0.1:1'}\nlisteners: {w: {listen: '127.0.0.1:1', "
          "peer: gw-b, service: w}}\n", 15, "listeners.w.listen", "got that of tunnel.listen", None),
         (changed("key_sources:", "  gw-c: {address: 'h:1', key_source: kme-a, "
@@ -443,6 +460,30 @@ def test_unsafe_listener_and_free_ports(room):
         service="w",
         unsafe_allow_remote_plaintext=True,
     )
+
+
+def test_a_listener_and_a_service_may_require_more_than_their_peer(room):
+    config = load(
+        room,
+        MINIMAL
+        + """\
+listeners:
+  pay: {listen: '127.0.0.1:1', peer: gw-b, service: pay, policy: require, max_without_qkd_s: 20}
+services:
+  pay: {connect: 'h:1', policy: require}
+  watch: {connect: 'h:2', peers: [gw-b], policy: prefer}
+""",
+    )
+    listener, services = config.listeners["pay"], config.services
+    assert (listener.policy, listener.max_without_qkd_s) == (Policy.REQUIRE, 20.0)
+    assert (services["pay"].policy, services["pay"].max_without_qkd_s) == (Policy.REQUIRE, None)
+    assert services["watch"].policy is Policy.PREFER
+
+
+def test_a_service_for_every_peer_may_require_keys_that_only_some_can_get(room):
+    text = changed("key_sources:", "  gw-c: {address: 'h:1', policy: off}\nkey_sources:")
+    text += "services: {pay: {connect: 'h:1', policy: require}}\n"
+    assert load(room, text).services["pay"].policy is Policy.REQUIRE
 
 
 def test_service_defaults(room):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import select
 
+import pytest
+
 from qproxy.tunnel.constants import PING_BYTES
 from qproxy.tunnel.frames import FRAME_HEADER_BYTES
 from tests.e2e.conftest import MakePair
@@ -107,6 +109,7 @@ def test_a_path_that_goes_dark_is_given_up_and_streams_are_reset(
         assert gateway.wait_for_event("tunnel_closed", after=mark)["reason"] == "peer_silent"
 
 
+@pytest.mark.slow
 def test_pings_keep_an_idle_stream_alive(make_pair: MakePair, backend: Backend) -> None:
     silence = {"tunnel": {"ping_interval_s": 0.1, "peer_timeout_s": 2}}
     rekey = {"rekey": {"interval_s": 86400, "max_age_s": 86400}}

@@ -134,7 +134,7 @@ def test_kmes_killed_and_restarted_while_data_flows_lose_no_byte(
     assert len(pair.a.find("tunnel_up")) == 1
 
 
-@pytest.mark.parametrize("kme", ["kme-a", "kme-b"])
+@pytest.mark.parametrize("kme", [pytest.param("kme-a", marks=pytest.mark.slow), "kme-b"])
 @pytest.mark.parametrize(
     "action",
     [
@@ -271,8 +271,8 @@ def test_require_ends_a_tunnel_that_gets_no_more_qkd_keys(
     [
         ("prefer", "require", "require"),
         ("require", "prefer", "require"),
-        ("off", "prefer", "prefer"),
-        ("prefer", "off", "prefer"),
+        pytest.param("off", "prefer", "prefer", marks=pytest.mark.slow),
+        pytest.param("prefer", "off", "prefer", marks=pytest.mark.slow),
     ],
 )
 def test_the_stricter_policy_of_the_two_ends_holds(

@@ -89,8 +89,9 @@ def open_listeners(
 async def accept(listener: socket.socket) -> socket.socket:
     """Wait for the next connection.
 
-    Connections that die while they wait are passed over, and where the system is out of
-    descriptors or memory it is given a moment.
+    Always gives way first: under a storm of connections the loop that accepts would otherwise
+    never let the tunnels have their turn. Connections that die while they wait are passed over,
+    and where the system is out of descriptors or memory it is given a moment.
 
     Returns:
         A non-blocking socket, owned by the caller.
@@ -99,6 +100,7 @@ async def accept(listener: socket.socket) -> socket.socket:
         OSError: the listener itself is broken.
         trio.ClosedResourceError: the listener was closed meanwhile.
     """
+    await trio.lowlevel.checkpoint()
     while True:
         try:
             sock, _ = listener.accept()

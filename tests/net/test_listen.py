@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -185,6 +186,28 @@ async def test_no_answer_is_a_timeout(autojump_clock):
     address = TcpAddress(*listener.getsockname())
     with listener, await open_connection(address, 5):
         assert await failure(address, 3) is Reason.CONNECT_TIMEOUT
+
+
+async def test_accepting_what_waits_already_gives_the_other_tasks_their_turn():
+    number = 20
+    (listener,) = open_listeners(TcpAddress("127.0.0.1", 0))
+    turns = 0
+
+    async def count_turns():
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    with listener, contextlib.ExitStack() as sockets:
+        for _ in range(number):
+            sockets.enter_context(socket.create_connection(listener.getsockname()))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count_turns)
+            for _ in range(number):
+                sockets.enter_context(await accept(listener))
+            assert turns >= number - 1
+            nursery.cancel_scope.cancel()
 
 
 async def test_closing_the_listener_wakes_accept():

@@ -58,7 +58,6 @@ from qproxy.config.walk import Kind
 from qproxy.keys import MAX_QKD_KEY_BYTES, MIN_QKD_KEY_BYTES
 from qproxy.modes import Aead, KemAlgorithm, KemProviderChoice, Policy
 from qproxy.quantum.health_settings import MAX_RATIO_WINDOW, HealthSettings
-from qproxy.quantum.stock import MAX_STOCK_KEYS
 
 #: Most peers, key sources, listeners and services, each.
 MAX_ENTRIES: Final = 1000
@@ -66,6 +65,8 @@ MAX_ENTRIES: Final = 1000
 MAX_TIME_S: Final = 604_800.0
 #: AES-GCM allows 2^24.5 full records under one key (RFC 9846 §5.5); we stay below.
 MAX_REKEY_RECORDS: Final = 2**24
+#: Most QKD keys in stock for one peer.
+MAX_STOCK_KEYS: Final = 4096
 #: Most QKD keys that one epoch may use.
 MAX_QKD_KEYS_PER_EPOCH: Final = 8
 

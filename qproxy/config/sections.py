@@ -100,7 +100,11 @@ class Section:
         self._report_missing(walk, path, values)
         if len(walk.errors) > before:
             return INVALID
-        result = self.into(**values)
+        try:
+            result = self.into(**values)
+        except ValueError as error:  # settings that refuse what contradicts itself
+            walk.report(path, f"expected values that fit each other, got others: {error}")
+            return INVALID
         if self.check is not None:
             self.check(result, path, walk.report)
         return result if len(walk.errors) == before else INVALID

@@ -100,6 +100,7 @@ def build_settings(config: GatewayConfig, peer: PeerConfig) -> TunnelSettings:
         rekey_records=rekey.records,
         max_epoch_age_s=rekey.max_age_s,
         max_epoch_bytes=2 * rekey.bytes,
+        reauth_interval_s=rekey.reauth_interval_s,
         ping_interval_s=tunnel.ping_interval_s,
         peer_timeout_s=tunnel.peer_timeout_s,
         max_streams=tunnel.max_streams_per_tunnel,

@@ -19,7 +19,6 @@ from qproxy.keys import QkdKey
 from qproxy.log import Logger
 from qproxy.modes import Mode, Policy
 from qproxy.quantum.health import LinkChange, LinkHealth, LinkReport, LinkState
-from qproxy.quantum.health_settings import HealthSettings
 from qproxy.quantum.policy import ModePolicy
 from qproxy.quantum.redeemed import RedeemedKeys, RedeemedSettings
 from qproxy.quantum.spent import SpentIds
@@ -72,12 +71,11 @@ class QuantumSide:
         log: Logger,
         *,
         now: float,
-        health: HealthSettings | None = None,
     ) -> None:
         self._config = config
         self._source = source
         self._log = log
-        self._settings = health or HealthSettings()
+        self._settings = config.link_health
         self._draws = config.address is not None
         self._redeemable = SpentIds()
         self._held = RedeemedKeys(RedeemedSettings(), now)
@@ -95,7 +93,10 @@ class QuantumSide:
         self.failures: Tally[Reason] = Tally()
         self.link_changes: Tally[tuple[LinkState, Reason]] = Tally()
         self.health = LinkHealth(self._settings, now, random=random.random)
-        self._stock_settings = StockSettings()
+        kept = config.key_stock
+        self._stock_settings = StockSettings(
+            low_water=kept.low_water, high_water=kept.high_water, max_age_s=kept.max_age_s
+        )
         self.stock = KeyStock(self._stock_settings, SpentIds(), now)
         self.policy = ModePolicy(
             policy=config.policy,

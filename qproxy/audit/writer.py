@@ -8,7 +8,7 @@ queue is full, new records are lost, counted, and ``records_lost`` stands in the
 is room. So a short outage loses nothing, and a long one says how much.
 
 Every outage is told once: an error in the log, :attr:`AuditWriter.failures` counted up, and
-``on_failure`` called. What follows is the gateway's choice (``audit_failure: stop | continue``);
+``on_failure`` called. What follows is the gateway's choice (``audit.failure: stop | continue``);
 the writer goes on trying either way, so that the end of a gateway that stops is recorded if it can
 be.
 """
@@ -37,6 +37,7 @@ from qproxy.audit.storage import (
     OpenFile,
 )
 from qproxy.audit.tail import AuditError, DamagedError, LockedError
+from qproxy.config.model import Fsync, OnAuditFailure
 from qproxy.log import get_logger
 
 #: Records that may wait for the disk before new ones are lost. About 4 MB.
@@ -57,26 +58,6 @@ CLOSE_TIMEOUT_S: Final = 5.0
 _Stamped: TypeAlias = tuple[Stamp, Facts]
 
 _DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-class Fsync(enum.StrEnum):
-    """When the disk is waited for (config key ``audit.fsync``)."""
-
-    EACH = "each"
-    """After every batch, and a batch is what came while the one before was written."""
-    INTERVAL = "interval"
-    """Once a second while records come."""
-    NEVER = "never"
-    """Left to the kernel: a crash of the machine may lose records, one of qproxy does not."""
-
-
-class OnAuditFailure(enum.StrEnum):
-    """What a gateway does that cannot write its audit log (config key ``audit.failure``)."""
-
-    STOP = "stop"
-    """No record, no traffic."""
-    CONTINUE = "continue"
-    """Traffic goes on; records that are lost are counted."""
 
 
 class AuditFault(enum.StrEnum):

@@ -10,11 +10,13 @@ from qproxy.address import Address
 from qproxy.cli.output import ExitCode, print_config_error, print_warning
 from qproxy.cli.preflight import Findings, inspect_gateway, inspect_kme_sim
 from qproxy.config.model import (
+    AuditConfig,
     Etsi014SourceConfig,
     GatewayConfig,
     KeySourceConfig,
     KmeSimConfig,
     ListenerConfig,
+    OnAuditFailure,
     PeerConfig,
     ServiceConfig,
 )
@@ -60,6 +62,7 @@ def _gateway_lines(config: GatewayConfig, findings: Findings) -> Iterator[str]:
         yield f"  service {service.name}: {_service_text(service)}"
     if config.admin.listen is not None:
         yield f"  health, metrics and status on {config.admin.listen}"
+    yield f"  {_audit_text(config.audit)}"
     yield f"  on SIGTERM, connections may go on for {config.shutdown.drain_s:g} s"
 
 
@@ -109,6 +112,17 @@ def _listener_text(listener: ListenerConfig) -> str:
 def _service_text(service: ServiceConfig) -> str:
     who = "every peer" if service.peers is None else ", ".join(service.peers)
     return f"{_with_tls(service.connect, service.tls is not None)}, for {who}"
+
+
+def _audit_text(audit: AuditConfig) -> str:
+    if audit.file is None:
+        return "no audit trail"
+    chain = "" if audit.hmac_key_file is None else ", keyed chain"
+    otherwise = {
+        OnAuditFailure.STOP: "without it no traffic",
+        OnAuditFailure.CONTINUE: "traffic goes on without it",
+    }[audit.failure]
+    return f"audit trail in {audit.file}{chain}; {otherwise}"
 
 
 def _with_tls(address: Address, tls: bool) -> str:

@@ -18,6 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from qproxy.address import TcpAddress
 from qproxy.config.model import (
+    AuditConfig,
     ControlConfig,
     Etsi014SourceConfig,
     FileSourceConfig,
@@ -191,6 +192,8 @@ def inspect_gateway(config: GatewayConfig, now: dt.datetime) -> Findings:
             findings.trust(key, service.tls.ca)
             if service.tls.certificate is not None and service.tls.private_key is not None:
                 findings.identity(key, service.tls.certificate, service.tls.private_key)
+    if config.audit.hmac_key_file is not None:
+        findings.secret_file(config.audit.hmac_key_file)
     for message, hint in _advice(config):
         findings.warn(message, hint)
     return findings
@@ -250,12 +253,33 @@ def _advice(config: GatewayConfig) -> Iterator[tuple[str, str | None]]:
                 f"request_timeout_s ({source.request_timeout_s:g}) of {source.name} does",
                 "make kme_timeout_s the longer one",
             )
+    yield from _audit_advice(config.audit)
     if not config.listeners and not config.services:
         yield "no listeners and no services: nothing can use the tunnels", None
     used = {peer.key_source for peer in config.peers.values()}
     for name in config.key_sources:
         if name not in used:
             yield f"key_sources.{name}: no peer uses it", None
+
+
+def _audit_advice(audit: AuditConfig) -> Iterator[tuple[str, str | None]]:
+    """Not errors: the gateway may run as another user, and find its directories made for it."""
+    if audit.file is None:
+        return
+    directory = audit.file.parent
+    try:
+        mode = stat.S_IMODE(directory.stat().st_mode)
+    except OSError as error:
+        yield (
+            f"audit.file: {directory}: {error.strerror or type(error).__name__}",
+            "make the directory before the gateway starts, with mode 0700",
+        )
+        return
+    if mode & 0o022:
+        yield (
+            f"audit.file: other users may put files into {directory} (mode {mode:04o})",
+            f"chmod go-w {directory}",
+        )
 
 
 def _unsafe_advice(config: GatewayConfig) -> Iterator[tuple[str, str | None]]:

@@ -12,6 +12,7 @@ from qproxy.address import Address, TcpAddress
 from qproxy.config.document import shown
 from qproxy.config.model import (
     AdminConfig,
+    AuditConfig,
     ClientAuth,
     KeyStockConfig,
     KmeConfig,
@@ -141,6 +142,16 @@ def check_admin(admin: AdminConfig, path: KeyPath, report: Report) -> None:
             (*path, "listen"),
             f"expected a loopback address or unix socket, got {admin.listen}",
             "listen on 127.0.0.1 or unix:/PATH, or accept the risk with unsafe_allow_remote: true",
+        )
+
+
+def check_audit(audit: AuditConfig, path: KeyPath, report: Report) -> None:
+    """Whoever gives a key for the log means to have a log."""
+    if audit.hmac_key_file is not None and audit.file is None:
+        report(
+            (*path, "file"),
+            "expected the path of the log with hmac_key_file, got nothing",
+            "add this key, or remove hmac_key_file",
         )
 
 

@@ -48,6 +48,26 @@ class ClientAuth(enum.StrEnum):
     REQUIRED = "required"
 
 
+class OnAuditFailure(enum.StrEnum):
+    """What a gateway does that cannot write its audit log."""
+
+    STOP = "stop"
+    """No record, no traffic."""
+    CONTINUE = "continue"
+    """Traffic goes on; records that are lost are counted."""
+
+
+class Fsync(enum.StrEnum):
+    """When the disk is waited for after records were written."""
+
+    EACH = "each"
+    """After every batch, and a batch is what came while the one before was written."""
+    INTERVAL = "interval"
+    """Once a second while records come."""
+    NEVER = "never"
+    """Left to the kernel: a crash of the machine may lose records, one of qproxy does not."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
     """Who this gateway is.
@@ -371,6 +391,26 @@ class AdminConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditConfig:
+    """The audit trail: which bytes ran under which keys.
+
+    Attributes:
+        file: The log in use; None for no audit trail. Full files are kept beside it.
+        failure: What to do where the log cannot be written.
+        fsync: When the disk is waited for.
+        max_file_bytes: Size at which a file is full.
+        hmac_key_file: File of a 32-byte key as 64 hexadecimal digits, or None; with it the log
+            is chained by HMACs.
+    """
+
+    file: Path | None = None
+    failure: OnAuditFailure = OnAuditFailure.STOP
+    fsync: Fsync = Fsync.INTERVAL
+    max_file_bytes: int = 64 * MIB
+    hmac_key_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayConfig:
     """Everything `qproxy run` needs.
 
@@ -389,6 +429,7 @@ class GatewayConfig:
     services: Mapping[str, ServiceConfig] = field(default_factory=dict)
     shutdown: ShutdownConfig = field(default_factory=ShutdownConfig)
     admin: AdminConfig = field(default_factory=AdminConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -307,6 +307,24 @@ class Directory(Scalar):
         return _existing(walk.base / text, text, stat.S_ISDIR, "a directory", secret=False)
 
 
+class FilePath(Scalar):
+    """The path of a file that the program will make and write."""
+
+    bare = False
+
+    def __init__(self, expected: str) -> None:
+        super().__init__(expected)
+
+    def parse(self, text: str, walk: Walk) -> Path:
+        """The absolute path. What is there is looked at when it is opened."""
+        if "\0" in text or not text.isprintable():
+            raise Mismatch("a path with a control character in it")
+        path = walk.base / text
+        if text.endswith("/") or path.name in {"", ".."}:
+            raise Mismatch(hint="give the path of a file, not of its directory")
+        return path
+
+
 class HttpsUrl(Scalar):
     """The base URL of a server reached over TLS."""
 

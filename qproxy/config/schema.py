@@ -15,10 +15,12 @@ from qproxy.config.model import (
     GIB,
     KIB,
     AdminConfig,
+    AuditConfig,
     ClientAuth,
     ControlConfig,
     Etsi014SourceConfig,
     FileSourceConfig,
+    Fsync,
     GatewayConfig,
     IdentityConfig,
     KeyStockConfig,
@@ -31,6 +33,7 @@ from qproxy.config.model import (
     LogFormat,
     LogLevel,
     NodeConfig,
+    OnAuditFailure,
     PeerConfig,
     RekeyConfig,
     ServiceConfig,
@@ -42,6 +45,7 @@ from qproxy.config.scalars import (
     ByteSize,
     Directory,
     Endpoint,
+    FilePath,
     Flag,
     HttpsUrl,
     Integer,
@@ -304,6 +308,19 @@ _ADMIN = Section(
     check=checks.check_admin,
 )
 
+_AUDIT = Section(
+    AuditConfig,
+    {
+        "file": FilePath("the path of a file, which may not be there yet"),
+        "failure": Word(OnAuditFailure),
+        "fsync": Word(Fsync),
+        "max_file_bytes": ByteSize(64 * KIB, 16 * GIB),
+        "hmac_key_file": PskFile(),
+    },
+    check=checks.check_audit,
+    hints={"path": "the log's path is given as file"},
+)
+
 GATEWAY: Final = Section(
     GatewayConfig,
     {
@@ -323,6 +340,7 @@ GATEWAY: Final = Section(
         "services": Named(_NAME, _SERVICE, "<service>", 0, MAX_ENTRIES),
         "shutdown": Section(ShutdownConfig, {"drain_s": _seconds(0, 3600)}),
         "admin": _ADMIN,
+        "audit": _AUDIT,
     },
     complete=checks.complete_gateway,
     hints={"kme_sim": "this is a file for 'qproxy kme-sim', not for a gateway"},

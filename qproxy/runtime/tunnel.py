@@ -93,7 +93,9 @@ class Tunnel:
         self._nursery: trio.Nursery | None = None
         self._write_blocked = False
         self._write_wakeup = trio.Event()
-        self._waiting: list[Relay] = []
+        self._reading = trio.CancelScope()
+        self._writing = trio.CancelScope()
+        self._waiting: dict[Relay, None] = {}
         self._dispatching = False
         self._idle_check_at = 0.0
         sock.setblocking(False)
@@ -118,7 +120,8 @@ class Tunnel:
                 nursery.start_soon(self._write_loop)
                 nursery.start_soon(self._clock_loop)
                 self.flush()
-                await self._read_loop()
+                with self._reading:
+                    await self._read_loop()
                 await self._last_words()
                 nursery.cancel_scope.cancel()
         finally:
@@ -157,7 +160,7 @@ class Tunnel:
 
     def wait_for_room(self, relay: Relay) -> None:
         """Wake this relay when credit or room may be there."""
-        self._waiting.append(relay)
+        self._waiting[relay] = None
 
     def forget(self, stream_id: int) -> None:
         """A relay is over."""
@@ -252,16 +255,18 @@ class Tunnel:
 
     async def _write_loop(self) -> None:
         """Wait for the socket after it has said no."""
-        while True:
-            await self._write_wakeup.wait()
-            self._write_wakeup = trio.Event()
-            while data := self.connection.data_to_send():
-                await trio.lowlevel.wait_writable(self._sock)
-                # Fetched again: the core may have more by now, or a larger buffer.
-                data = self.connection.data_to_send()
-                self._send(data)
-            self._write_blocked = False
-            self._wake_waiting()
+        with self._writing:
+            while True:
+                await self._write_wakeup.wait()
+                self._write_wakeup = trio.Event()
+                # Woken in the same moment as the last words, it must not wait beside them.
+                while not self._writing.cancel_called and self.connection.data_to_send():
+                    await trio.lowlevel.wait_writable(self._sock)
+                    # Fetched again: the core may have more by now, or a larger buffer.
+                    data = self.connection.data_to_send()
+                    self._send(data)
+                self._write_blocked = False
+                self._wake_waiting()
 
     async def _clock_loop(self) -> None:
         while (deadline := self.connection.next_timeout()) is not None:
@@ -273,11 +278,11 @@ class Tunnel:
                 self._after_core()
             self._reset_idle_relays(now)
         # The core closed on its own clock: the reader would not notice before the next byte.
-        if self._nursery is not None:
-            await self._last_words()
-            self._nursery.cancel_scope.cancel()
+        self._reading.cancel()
 
     async def _last_words(self) -> None:
+        """Send what is left, for a moment. The writer may be waiting for the socket: no more."""
+        self._writing.cancel()
         with trio.move_on_after(LAST_WORDS_S, shield=True):
             while data := self.connection.data_to_send():
                 if not self._send(data):
@@ -331,7 +336,7 @@ class Tunnel:
                 self._owner.on_tunnel_event(self, event)
 
     def _wake_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, {}
         for relay in waiting:
             relay.wake()
 

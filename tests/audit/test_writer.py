@@ -16,7 +16,8 @@ from qproxy.audit.facts import (
 from qproxy.audit.storage import LogIdentity, log_files
 from qproxy.audit.tail import AuditError, LockedError, read_lines
 from qproxy.audit.verify import verify
-from qproxy.audit.writer import AuditFault, Fsync, OnAuditFailure
+from qproxy.audit.writer import AuditFault
+from qproxy.config.model import Fsync, OnAuditFailure
 from tests.audit.helpers import KEY, Disk, Faults, confirmed, make_writer, started, stopped
 
 

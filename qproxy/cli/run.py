@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import signal
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -10,14 +11,17 @@ from functools import partial
 import trio
 
 from qproxy.cli.output import ExitCode
+from qproxy.cli.preflight import inspect_gateway
+from qproxy.config.model import GatewayConfig
 from qproxy.config.reader import load_gateway_config, load_kme_sim_config
-from qproxy.log import configure_logging
+from qproxy.log import configure_logging, get_logger
 
 
 def run_command(options: argparse.Namespace) -> ExitCode:
     """Run a gateway until it is told to stop."""
     config = load_gateway_config(options.config)
     configure_logging(config.log)
+    _log_findings(config)
     from qproxy.runtime.gateway import run_gateway  # noqa: PLC0415 - not before the file is right
 
     trio.run(partial(run_gateway, config))
@@ -32,6 +36,20 @@ def kme_sim_command(options: argparse.Namespace) -> ExitCode:
 
     trio.run(_until_sigterm, partial(run_kme_sim, config))
     return ExitCode.DONE
+
+
+def _log_findings(config: GatewayConfig) -> None:
+    """Say what `qproxy check` would: at a restart in the night nobody runs it first.
+
+    None of it keeps the gateway from starting: a certificate or a revocation list that is out of
+    date may be replaced while it runs.
+    """
+    log = get_logger(__name__)
+    findings = inspect_gateway(config, dt.datetime.now(dt.UTC))
+    for message, hint in findings.warnings:
+        log.warning("configuration_warning", detail=message, hint=hint)
+    for error in findings.errors:
+        log.error("configuration_problem", key=error.key, detail=str(error), hint=error.hint)
 
 
 async def _until_sigterm(main: Callable[[], Awaitable[None]]) -> None:

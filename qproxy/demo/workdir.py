@@ -14,8 +14,8 @@ import yaml
 from qproxy.demo.settings import REKEY_BYTES, REKEY_INTERVAL_S, DemoError
 from qproxy.pki import PkiError, init_pki
 
-#: Certificates are good for so many days; the demonstration takes less than a minute.
-_PKI_DAYS: Final = 2
+#: Certificates are good for so many days: longer than what a gateway warns of.
+_PKI_DAYS: Final = 60
 #: Let the system choose a free port; each program logs which one it got.
 _ANY_PORT: Final = "127.0.0.1:0"
 

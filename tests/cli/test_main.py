@@ -183,6 +183,18 @@ def test_run_hands_the_configuration_to_the_gateway(room, monkeypatch):
     assert config.node.name == "gw-a"
 
 
+def test_run_logs_what_check_would_say_and_starts_all_the_same(room, monkeypatch, capfd):
+    seen = fake_gateway(monkeypatch)
+    rewrite(room, "name: gw-a}", "name: gw-z}")
+    (room / "pki" / "gw-a.key").chmod(0o644)
+    assert main(["run", str(room / "gateway.yaml")]) == 0
+    assert seen
+    said = capfd.readouterr().err
+    assert "error configuration_problem key=identity.certificate" in said
+    assert "warning configuration_warning" in said
+    assert "gw-a.key" in said
+
+
 def test_kme_sim_hands_the_configuration_to_the_simulator(room, monkeypatch):
     seen = []
 

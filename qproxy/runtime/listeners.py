@@ -16,6 +16,7 @@ from qproxy.errors import LocalProtocolError, Reason
 from qproxy.log import Logger
 from qproxy.net.endpoint import ConnectionLost, Endpoint, TcpEndpoint, TlsEndpoint
 from qproxy.net.listen import accept, open_listeners
+from qproxy.quantum.service_policy import ServicePolicy
 from qproxy.runtime.counters import ListenerCounters
 from qproxy.runtime.peer import Peer
 from qproxy.tls.context import ClientAuth, server_context
@@ -37,6 +38,7 @@ class Listener:
         config: its configuration.
         sockets: the open listening sockets.
         counters: what applications did here.
+        policy: what its streams demand of a tunnel's keys.
     """
 
     def __init__(self, config: ListenerConfig, peer: Peer, log: Logger) -> None:
@@ -44,6 +46,9 @@ class Listener:
         self.config = config
         self.sockets: list[socket.socket] = []
         self.counters = ListenerCounters()
+        self.policy = ServicePolicy.of(
+            config.policy, config.max_without_qkd_s, peer.config.max_without_qkd_s
+        )
         self._peer = peer
         self._log = log.bind(listener=config.name)
         self._slots = trio.Semaphore(config.max_connections)
@@ -148,12 +153,13 @@ class Listener:
     async def _relay(self, endpoint: Endpoint, sock: socket.socket) -> None:
         config = self.config
         try:
-            tunnel = await self._peer.usable_tunnel()
+            tunnel = await self._peer.usable_tunnel(self.policy)
             if tunnel is None:
-                self._refused(Reason.NO_TUNNEL)
-                self._log.warning("client_refused", reason=Reason.NO_TUNNEL, peer=config.peer)
-                endpoint.abort()
-                return
+                raise LocalProtocolError(Reason.NO_TUNNEL, "no tunnel takes new streams")
+            if not tunnel.meets(self.policy):
+                raise LocalProtocolError(
+                    Reason.POLICY_REQUIRE, "a QKD key is required and no tunnel has a fresh one"
+                )
             client = text_address(sock.getpeername())
             stream_id = tunnel.connection.open_stream(
                 config.service,
@@ -174,9 +180,14 @@ class Listener:
             stream_id,
             idle_timeout_s=config.idle_timeout_s,
             accepted=not config.wait_for_service,
+            policy=self.policy,
         )
         tunnel.flush()
         await relay.run(endpoint)
         if relay.failure is not None:
             self.counters.failed.add(relay.failure, trio.current_time())
+        if relay.failure is Reason.QKD_TOO_OLD:
+            self._log.warning(
+                "stream_reset", reason=relay.failure, service=config.service, client=client
+            )
         self._log.debug("stream_closed", stream=stream_id, client=client, reason=relay.failure)

@@ -16,6 +16,7 @@ from qproxy.modes import Mode
 from qproxy.net.endpoint import ConnectionLost
 from qproxy.net.listen import open_connection
 from qproxy.quantum.health import LinkChange, LinkState
+from qproxy.quantum.service_policy import ServicePolicy
 from qproxy.runtime.build import TunnelContexts
 from qproxy.runtime.counters import Tally
 from qproxy.runtime.epoch_driver import EpochDriver
@@ -138,15 +139,19 @@ class Peer:
 
     # For listeners.
 
-    async def usable_tunnel(self) -> Tunnel | None:
-        """The usable tunnel with the fewest streams; waits a while for one to come up."""
-        tunnel = self._least_loaded()
+    async def usable_tunnel(self, policy: ServicePolicy | None = None) -> Tunnel | None:
+        """The usable tunnel with the fewest streams; waits a while for one to come up.
+
+        One that meets the policy of the stream to be opened goes before one that does not. Nothing
+        waits for one to meet it: whether the tunnel does is for the caller to see.
+        """
+        tunnel = self._least_loaded(policy)
         if tunnel is not None or self._draining:
             return tunnel
         with trio.move_on_after(TUNNEL_WAIT_S):
             while tunnel is None:
                 await self._available.wait()
-                tunnel = self._least_loaded()
+                tunnel = self._least_loaded(policy)
         return tunnel
 
     def drain(self) -> None:
@@ -175,7 +180,7 @@ class Peer:
 
     def on_stream_requested(self, tunnel: Tunnel, event: StreamRequested) -> None:
         """The peer opens a stream."""
-        self._services.answer(self.config.name, tunnel, event)
+        self._services.answer(self.config, tunnel, event)
 
     def on_tunnel_event(self, tunnel: Tunnel, event: Event) -> None:
         """Everything about a tunnel that is not a stream in progress."""
@@ -273,8 +278,9 @@ class Peer:
 
     # Inside.
 
-    def _least_loaded(self) -> Tunnel | None:
+    def _least_loaded(self, policy: ServicePolicy | None) -> Tunnel | None:
         usable = [tunnel for tunnel in self.tunnels if tunnel.usable]
+        usable = [tunnel for tunnel in usable if tunnel.meets(policy)] or usable
         return min(usable, key=lambda tunnel: len(tunnel.relays)) if usable else None
 
     def _redeem(self, tunnel: Tunnel, event: KeysNeeded) -> None:

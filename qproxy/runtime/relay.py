@@ -19,6 +19,7 @@ import trio
 
 from qproxy.errors import LocalProtocolError, Reason
 from qproxy.net.endpoint import ConnectionLost, Endpoint
+from qproxy.quantum.service_policy import ServicePolicy
 from qproxy.tunnel.slots import DataSlots
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Relay:
         stream_id: the stream in its tunnel.
         active_at: when bytes last moved, for the idle timeout.
         idle_timeout_s: silence both ways after which the stream is reset; 0 for never.
+        policy: what the stream demands of its tunnel's keys as long as it lives, or None.
         failure: why the stream was reset, or None.
     """
 
@@ -61,6 +63,7 @@ class Relay:
         "active_at",
         "failure",
         "idle_timeout_s",
+        "policy",
         "stream_id",
     )
 
@@ -71,6 +74,7 @@ class Relay:
         *,
         idle_timeout_s: float = 0.0,
         accepted: bool = True,
+        policy: ServicePolicy | None = None,
     ) -> None:
         """Make a relay that has no endpoint yet: what arrives is queued.
 
@@ -79,9 +83,11 @@ class Relay:
             stream_id: its number.
             idle_timeout_s: see the attribute.
             accepted: False to read nothing from the application before the service answers.
+            policy: see the attribute.
         """
         self.stream_id = stream_id
         self.idle_timeout_s = idle_timeout_s
+        self.policy = policy
         self.active_at = trio.current_time()
         self.failure: Reason | None = None
         self._tunnel = tunnel

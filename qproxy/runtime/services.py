@@ -8,11 +8,12 @@ import trio
 from OpenSSL import SSL
 
 from qproxy.address import TcpAddress
-from qproxy.config.model import ServiceConfig
+from qproxy.config.model import PeerConfig, ServiceConfig
 from qproxy.errors import ProtocolError, Reason
 from qproxy.log import Logger
 from qproxy.net.endpoint import ConnectionLost, Endpoint, TcpEndpoint, TlsEndpoint
 from qproxy.net.listen import open_connection
+from qproxy.quantum.service_policy import ServicePolicy
 from qproxy.runtime.counters import Tally
 from qproxy.runtime.relay import Relay
 from qproxy.runtime.tunnel import Tunnel
@@ -41,6 +42,7 @@ class Service:
         connections: open now, or being opened.
         opened: connections made since the start.
         refused: streams refused, by reason.
+        failed: connections whose stream was reset by either side, by reason.
     """
 
     def __init__(self, config: ServiceConfig) -> None:
@@ -49,6 +51,7 @@ class Service:
         self.connections = 0
         self.opened = 0
         self.refused: Tally[Reason] = Tally()
+        self.failed: Tally[Reason] = Tally()
         self._context: SSL.Context | None = None
         self._server_name: str | None = None
         if config.tls is not None:
@@ -62,6 +65,11 @@ class Service:
     def allows(self, peer: str) -> bool:
         """Whether this peer may use the service."""
         return self.config.peers is None or peer in self.config.peers
+
+    def policy(self, peer: PeerConfig) -> ServicePolicy:
+        """What this peer's streams to the service demand of its tunnels' keys."""
+        config = self.config
+        return ServicePolicy.of(config.policy, config.max_without_qkd_s, peer.max_without_qkd_s)
 
     async def connect(self) -> Endpoint:
         """Connect, TLS included. Raises ConnectionLost with the reason for a refusal."""
@@ -99,25 +107,31 @@ class Services:
         """Every configured service by name."""
         return self._services
 
-    def answer(self, peer: str, tunnel: Tunnel, event: StreamRequested) -> None:
+    def answer(self, peer: PeerConfig, tunnel: Tunnel, event: StreamRequested) -> None:
         """Refuse a stream at once, or connect to its service in a task of the tunnel's."""
         service = self._services.get(event.service)
-        refusal = self._refusal(peer, service)
+        refusal = self._refusal(peer, tunnel, service)
         if service is None or refusal is not None:
-            self._refuse(peer, tunnel, event, refusal or Reason.SERVICE_UNKNOWN, "")
+            self._refuse(peer.name, tunnel, event, refusal or Reason.SERVICE_UNKNOWN, "")
             return
-        relay = tunnel.attach(event.stream_id, idle_timeout_s=service.config.idle_timeout_s)
+        relay = tunnel.attach(
+            event.stream_id,
+            idle_timeout_s=service.config.idle_timeout_s,
+            policy=service.policy(peer),
+        )
 
         async def connect() -> None:
-            await self._connect(peer, tunnel, event, service, relay)
+            await self._connect(peer.name, tunnel, event, service, relay)
 
         tunnel.start_task(connect)
 
-    def _refusal(self, peer: str, service: Service | None) -> Reason | None:
+    def _refusal(self, peer: PeerConfig, tunnel: Tunnel, service: Service | None) -> Reason | None:
         if service is None:
             return Reason.SERVICE_UNKNOWN
-        if not service.allows(peer):
+        if not service.allows(peer.name):
             return Reason.SERVICE_FORBIDDEN
+        if not tunnel.meets(service.policy(peer)):
+            return Reason.POLICY_REQUIRE
         if service.connections >= service.config.max_connections:
             return Reason.LIMIT_REACHED
         return None
@@ -136,6 +150,7 @@ class Services:
             if relay.ended or not tunnel.open:
                 endpoint.abort()
                 tunnel.forget(event.stream_id)
+                self._count_failure(peer, service, event, relay)
                 return
             service.opened += 1
             tunnel.tell_core(lambda core, _now: core.accept_stream(event.stream_id))
@@ -148,11 +163,28 @@ class Services:
                 group=endpoint.group if isinstance(endpoint, TlsEndpoint) else None,
             )
             await relay.run(endpoint)
+            self._count_failure(peer, service, event, relay)
         except Exception as error:  # a fault of ours costs this stream, never its tunnel
             self._log.unexpected("stream_failed", error, peer=peer, service=event.service)
             relay.fail(Reason.INTERNAL_ERROR)
+            self._count_failure(peer, service, event, relay)
         finally:
             service.connections -= 1
+
+    def _count_failure(
+        self, peer: str, service: Service, event: StreamRequested, relay: Relay
+    ) -> None:
+        if relay.failure is None:
+            return
+        service.failed.add(relay.failure, trio.current_time())
+        if relay.failure is Reason.QKD_TOO_OLD:
+            self._log.warning(
+                "stream_reset",
+                peer=peer,
+                service=event.service,
+                client=event.client_address,
+                reason=relay.failure,
+            )
 
     def _refuse(
         self, peer: str, tunnel: Tunnel, event: StreamRequested, reason: Reason, detail: str

@@ -18,6 +18,7 @@ import trio
 
 from qproxy.errors import Reason, RemoteProtocolError
 from qproxy.net.endpoint import Endpoint
+from qproxy.quantum.service_policy import ServicePolicy
 from qproxy.runtime.counters import TunnelFacts
 from qproxy.runtime.relay import Relay
 from qproxy.tunnel.connection import Connection
@@ -38,8 +39,10 @@ from qproxy.tunnel.slots import DataSlots
 #: How often the clock is looked at, at least, in seconds. Deadlines that a message sets are
 #: noticed this late at worst; those known before are met exactly.
 TICK_S = 0.25
-#: How often idle streams are looked for, in seconds.
-IDLE_CHECK_S = 1.0
+#: How often streams are looked for that are idle or whose policy is no longer met, in seconds.
+STREAM_CHECK_S = 1.0
+#: Streams reset in a row, before the other tasks have their turn.
+RESETS_IN_A_ROW = 64
 #: After a read of so many bytes it is likely that more has come while they were dealt with: reading
 #: again at once then costs less than asking whether there is something to read.
 BULK_BYTES = 16 * 1024
@@ -97,7 +100,7 @@ class Tunnel:
         self._writing = trio.CancelScope()
         self._waiting: dict[Relay, None] = {}
         self._dispatching = False
-        self._idle_check_at = 0.0
+        self._stream_check_at = 0.0
         sock.setblocking(False)
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -111,6 +114,14 @@ class Tunnel:
     def usable(self) -> bool:
         """New streams may be opened."""
         return self.open and not self.draining and not self.connection.session.going_away
+
+    def meets(self, policy: ServicePolicy | None) -> bool:
+        """Whether streams with this policy may be opened here now, and go on."""
+        if policy is None or not policy.requires:
+            return True
+        mixed_at = self.connection.qkd_age_from
+        age_s = None if mixed_at is None else trio.current_time() - mixed_at
+        return policy.met(self.facts.mode, age_s)
 
     async def run(self) -> None:
         """Run until the tunnel is over. Closes the socket; raises nothing but cancellation."""
@@ -173,9 +184,18 @@ class Tunnel:
 
     # For the owner.
 
-    def attach(self, stream_id: int, **options: float | bool) -> Relay:
-        """A relay for a stream: it queues until its endpoint is there."""
-        relay = Relay(self, stream_id, **options)  # type: ignore[arg-type]
+    def attach(
+        self,
+        stream_id: int,
+        *,
+        idle_timeout_s: float = 0.0,
+        accepted: bool = True,
+        policy: ServicePolicy | None = None,
+    ) -> Relay:
+        """A relay for a stream: it queues until its endpoint is there. See :class:`Relay`."""
+        relay = Relay(
+            self, stream_id, idle_timeout_s=idle_timeout_s, accepted=accepted, policy=policy
+        )
         self.relays[stream_id] = relay
         return relay
 
@@ -276,7 +296,7 @@ class Tunnel:
             if deadline <= now and not self.connection.closed:
                 self.connection.handle_timeout(now)
                 self._after_core()
-            self._reset_idle_relays(now)
+            await self._check_streams(now)
         # The core closed on its own clock: the reader would not notice before the next byte.
         self._reading.cancel()
 
@@ -340,13 +360,27 @@ class Tunnel:
         for relay in waiting:
             relay.wake()
 
-    def _reset_idle_relays(self, now: float) -> None:
-        if now < self._idle_check_at:
+    async def _check_streams(self, now: float) -> None:
+        """Reset the streams that are idle, and those whose policy is not met any more."""
+        if now < self._stream_check_at:
             return
-        self._idle_check_at = now + IDLE_CHECK_S
+        self._stream_check_at = now + STREAM_CHECK_S
+        resets = 0
         for relay in list(self.relays.values()):
-            if relay.idle_timeout_s and now - relay.active_at >= relay.idle_timeout_s:
-                relay.fail(Reason.IDLE_TIMEOUT)
+            reason = self._overdue(relay, now)
+            if reason is None:
+                continue
+            relay.fail(reason)
+            resets += 1
+            if resets % RESETS_IN_A_ROW == 0:
+                await trio.lowlevel.checkpoint()
+
+    def _overdue(self, relay: Relay, now: float) -> Reason | None:
+        if not self.meets(relay.policy):
+            return Reason.QKD_TOO_OLD
+        if relay.idle_timeout_s and now - relay.active_at >= relay.idle_timeout_s:
+            return Reason.IDLE_TIMEOUT
+        return None
 
     def _close_relays(self) -> None:
         for relay in list(self.relays.values()):

@@ -267,10 +267,10 @@ async def test_a_tunnel_that_broke_on_a_fault_of_ours_is_not_shown_as_usable(
         await two.until(lambda a, b: assess(a).ready and assess(b).ready)
         (broken,) = two.b.peers["gw-a"].tunnels
 
-        def fault(_now: float) -> None:
+        async def fault(_now: float) -> None:
             raise RuntimeError("a fault of ours")
 
-        broken._reset_idle_relays = fault  # type: ignore[method-assign]
+        broken._check_streams = fault  # type: ignore[method-assign]
         with trio.fail_after(10):
             await broken.closed.wait()
         await two.until(lambda a, _b: a.peers[0].tunnels_opened == 2)

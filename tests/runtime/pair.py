@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,6 +48,11 @@ class WatchedPeer(Peer):
     def modes(self) -> list[Mode]:
         """The mode of every committed epoch, in order."""
         return [event.mode for event in self.of(EpochCommitted)]
+
+    @property
+    def services(self) -> Services:
+        """What it offers its peer."""
+        return self._services
 
 
 @dataclass
@@ -93,18 +98,28 @@ async def gateway_pair(
     client_policy: Policy = Policy.PREFER,
     server_policy: Policy = Policy.PREFER,
     service: TcpAddress | None = None,
+    services: Mapping[str, ServiceConfig] | None = None,
     prepare: Callable[[FakeSource, FakeSource], None] = lambda _a, _b: None,
     **settings: Any,
 ) -> AsyncIterator[GatewayPair]:
-    """Run two peers; the client dials the server. Ends everything on the way out."""
+    """Run two peers; the client dials the server. Ends everything on the way out.
+
+    Args:
+        client_policy: of the side that dials.
+        server_policy: of the side that is dialled.
+        service: where both offer a service ``echo``, if given.
+        services: further ones that both offer.
+        prepare: spoils the key sources before anything runs.
+        settings: of both cores.
+    """
     link = FakeLink()
     sources = FakeSource("source-a", link), FakeSource("source-b", link)
     prepare(*sources)
     listeners = open_listeners(TcpAddress("127.0.0.1", 0))
     host, port = listeners[0].getsockname()
-    services = {}
+    offered = dict(services or {})
     if service is not None:
-        services["echo"] = ServiceConfig(name="echo", connect=service)
+        offered["echo"] = ServiceConfig(name="echo", connect=service)
 
     def peer(local: str, remote: str, address: TcpAddress | None, policy: Policy) -> WatchedPeer:
         first = local == "gw-a"
@@ -130,7 +145,7 @@ async def gateway_pair(
                 client=tunnel_context(Role.CLIENT, local), server=tunnel_context(Role.SERVER, local)
             ),
             kem=KEM,
-            services=Services(services, log),
+            services=Services(offered, log),
             log=log,
         )
 

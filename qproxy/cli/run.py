@@ -21,10 +21,9 @@ def run_command(options: argparse.Namespace) -> ExitCode:
     """Run a gateway until it is told to stop."""
     config = load_gateway_config(options.config)
     configure_logging(config.log)
-    _log_findings(config)
     from qproxy.runtime.gateway import run_gateway  # noqa: PLC0415 - not before the file is right
 
-    trio.run(partial(run_gateway, config))
+    trio.run(partial(run_gateway, config, task_status=_OnStart(lambda: _log_findings(config))))
     return ExitCode.DONE
 
 
@@ -36,6 +35,17 @@ def kme_sim_command(options: argparse.Namespace) -> ExitCode:
 
     trio.run(_until_sigterm, partial(run_kme_sim, config))
     return ExitCode.DONE
+
+
+class _OnStart:
+    """A task status that calls something when the task says that it has started."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+
+    def started(self, _value: object = None) -> None:
+        """What trio's nursery would be told."""
+        self._action()
 
 
 def _log_findings(config: GatewayConfig) -> None:

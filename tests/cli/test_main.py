@@ -79,6 +79,7 @@ def fake_gateway(monkeypatch, ending=None):
         seen.append(config)
         if ending is not None:
             raise ending
+        task_status.started()
 
     fake_module(monkeypatch, "qproxy.runtime.gateway", run_gateway=run_gateway)
     return seen

@@ -123,6 +123,8 @@ class Services:
         async def connect() -> None:
             await self._connect(peer.name, tunnel, event, service, relay)
 
+        # Counted here and not by the task, or one burst of streams would pass the limit.
+        service.connections += 1
         tunnel.start_task(connect)
 
     def _refusal(self, peer: PeerConfig, tunnel: Tunnel, service: Service | None) -> Reason | None:
@@ -139,7 +141,6 @@ class Services:
     async def _connect(
         self, peer: str, tunnel: Tunnel, event: StreamRequested, service: Service, relay: Relay
     ) -> None:
-        service.connections += 1
         try:
             try:
                 endpoint = await service.connect()

@@ -199,7 +199,7 @@ class ModePolicy:
         Keys are short when the stock is low or the tunnels together would use more than the link
         makes. The interval is then what the supply, and the stock spread over ten minutes, carry.
         """
-        longest = self._longest_interval_s(self.effective(situation.peer_policy))
+        longest = self.longest_interval_s(situation.peer_policy)
         base = min(self.rekey_interval_s, longest)
         demand = max(1, situation.tunnels) * self.keys_per_epoch
         supply = situation.supply_keys_per_s
@@ -209,6 +209,10 @@ class ModePolicy:
         carried = (supply or 0.0) + situation.keys_available / ECONOMY_HORIZON_S
         wanted = demand / carried if carried > 0 else math.inf
         return min(max(base, wanted), longest)
+
+    def longest_interval_s(self, peer_policy: Policy | None) -> float:
+        """How long an epoch may be made to last under scarcity, in seconds."""
+        return self._longest_interval_s(self.effective(peer_policy))
 
     # --- inside --------------------------------------------------------------------------
 

@@ -63,6 +63,7 @@ class TunnelFacts:
     """What is known of one tunnel beside its core.
 
     Attributes:
+        began_at: when its TCP connection was there.
         tls_group: key agreement of the TLS handshake; empty before its end.
         tls_cipher: TLS cipher suite; empty before its end.
         established_at: when streams could be opened; 0 before.
@@ -74,6 +75,7 @@ class TunnelFacts:
         round_trip_s: smoothed, or None before the first answer to a ping.
     """
 
+    began_at: float = 0.0
     tls_group: str = ""
     tls_cipher: str = ""
     established_at: float = 0.0

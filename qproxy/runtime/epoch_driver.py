@@ -3,11 +3,13 @@
 The core says when an epoch is due; :class:`~qproxy.quantum.policy.ModePolicy` says in which mode;
 this class takes keys from the stock, makes the offer, and tells stock and link health what became
 of it. A change of the link's state asks for an epoch too: that is how a live tunnel falls back and
-climbs back.
+climbs back. Only an epoch that is due for nothing but its age may be held back: a little, so that
+the tunnels of a pool do not draw keys at once, or for longer while keys are short.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import trio
@@ -31,6 +33,11 @@ RETRY_S = 0.05
 MAX_RETRY_S = 2.0
 #: Shortest time between two epochs that the server asks for, in seconds.
 REQUEST_PAUSE_S = 1.0
+#: By how much of the interval, at most, an epoch is put off so that tunnels to one peer do not
+#: draw their keys at once.
+STAGGER_SHARE = 0.1
+#: How much of the time that is left to a deadline the same may use up at most.
+STAGGER_MARGIN = 0.25
 
 #: Failures of a hybrid attempt that speak of the key or of the peer's key source.
 _KEY_FAILURES = PEER_HAS_NO_KEYS | {
@@ -77,13 +84,20 @@ class EpochDriver:
         self._committed_at = trio.current_time()
         self._told: Reason | None = None
         self._requested_at = -REQUEST_PAUSE_S
+        self._request_waits = False
         self._decision: Decision | None = None
+        self._staggered_until = 0.0
+        self._hurried = False
+        self._stretched = False
 
     def epoch_due(self, reason: Reason) -> None:
         """The core, or a change of the link, wants an epoch."""
         # A change of the link may prove pointless later on; what the core asked for may not.
         if self._wish in {None, Reason.LINK_CHANGE} or reason in _PRESSING:
+            if reason is Reason.REKEY_INTERVAL:
+                self._stagger()
             self._wish = reason
+        self._hurried = self._hurried or reason is not Reason.REKEY_INTERVAL
         self._wished.set()
 
     def on_requested(self, reason: Reason) -> None:
@@ -91,14 +105,10 @@ class EpochDriver:
 
         A wish never changes the mode of an offer (rule R9). But a hybrid offer that the server
         then REJECTs does, and that is authenticated; so in hybrid mode one is made, at a cost of
-        one key, and not more often than a second apart.
+        one key. Whatever is asked for, and however often, is followed once a second at most.
         """
-        now = trio.current_time()
-        if self._mode is Mode.HYBRID and now - self._requested_at >= REQUEST_PAUSE_S:
-            self._requested_at = now
-            self.epoch_due(Reason.OPERATOR)
-        elif self._mode is Mode.CLASSICAL_ONLY:
-            self.epoch_due(Reason.LINK_CHANGE)
+        self._request_waits = True
+        self._follow_request()
 
     def on_link_change(self, change: LinkChange) -> None:
         """Fall back, or climb back, if the tunnel's mode is not what the link now allows."""
@@ -114,6 +124,7 @@ class EpochDriver:
         self._rejected = None
         self._failures = 0
         self._told = None
+        self._hurried = False
         if event.mode is Mode.HYBRID:
             self._quantum.key_confirmed()
         self._settle(lambda reservation, now: reservation.confirmed(now))
@@ -130,28 +141,38 @@ class EpochDriver:
     @property
     def waits_for(self) -> Reason | None:
         """What keeps a wanted epoch from being offered, or None: the running one goes on."""
-        decision = self._decision
-        if self._wish is None or decision is None or decision.action is not Action.WAIT:
-            return None
-        return decision.reason
+        if self._wish is not None and self._stretched:
+            return Reason.KEYS_EXHAUSTED
+        return self._obstacle()
 
     @property
     def economy(self) -> bool:
-        """Whether the running hybrid epoch is stretched because keys are short."""
-        return self.waits_for is Reason.KEYS_EXHAUSTED and self._mode is Mode.HYBRID
+        """Whether the running hybrid epoch is to last longer because keys are short."""
+        return self.rekey_interval_s > self._quantum.policy.rekey_interval_s
 
     @property
     def rekey_interval_s(self) -> float:
-        """How long the running epoch may last before the next is offered, in seconds."""
-        if self.economy and self._decision is not None:
-            return self._decision.rekey_interval_s
-        return self._quantum.policy.rekey_interval_s
+        """How long the running epoch may last before the next is offered, in seconds.
+
+        By the keys of now: it may be longer or shorter again by then.
+        """
+        policy = self._quantum.policy
+        if self._mode is not Mode.HYBRID:
+            return policy.rekey_interval_s
+        situation = self._situation()
+        if self._obstacle() is Reason.KEYS_EXHAUSTED:
+            stretched_s = policy.longest_interval_s(situation.peer_policy)
+        else:
+            stretched_s = 0.0 if self._hurried else policy.interval_s(situation)
+        # The core asks for no epoch earlier than it is configured.
+        return max(policy.rekey_interval_s, stretched_s)
 
     async def run(self) -> None:
         """Answer wishes until cancelled."""
         while True:
             with trio.move_on_after(WAIT_S) as timeout:
                 await self._wished.wait()
+            self._follow_request()
             if timeout.cancelled_caught and not self._climb_is_due():
                 continue
             self._wished = trio.Event()
@@ -159,9 +180,74 @@ class EpochDriver:
                 # An exchange is under way; what came of it decides whether another is wanted.
                 await self._wait_for_answer()
                 continue
+            held_s = self._held_s()
+            if held_s > 0:
+                with trio.move_on_after(min(held_s, WAIT_S / 4)):
+                    await self._wished.wait()
+                self._wished.set()
+                continue
             await self._decide()
 
     # Inside.
+
+    def _obstacle(self) -> Reason | None:
+        """What the last decision about a wish that still stands waits for, or None."""
+        decision = self._decision
+        if self._wish is None or decision is None or decision.action is not Action.WAIT:
+            return None
+        return decision.reason
+
+    def _follow_request(self) -> None:
+        """Do what the server asked for, unless it had an epoch just now: then later."""
+        now = trio.current_time()
+        if not self._request_waits or now < self._requested_at + REQUEST_PAUSE_S:
+            return
+        self._request_waits = False
+        self._requested_at = now
+        if self._mode is Mode.HYBRID:
+            self.epoch_due(Reason.OPERATOR)
+        elif self._mode is Mode.CLASSICAL_ONLY:
+            self.epoch_due(Reason.LINK_CHANGE)
+
+    def _stagger(self) -> None:
+        """Put an epoch that is due by its age off a little, where other tunnels have theirs."""
+        now = trio.current_time()
+        if self._tunnels() < 2:
+            self._staggered_until = now
+            return
+        config = self._quantum.config
+        longest_s = STAGGER_SHARE * config.rekey.interval_s
+        left_s = [config.rekey.max_age_s - (now - self._committed_at)]
+        qkd_deadline = self._tunnel.connection.qkd_deadline
+        if qkd_deadline is not None:
+            left_s.append(qkd_deadline - now)
+        longest_s = max(0.0, min(longest_s, STAGGER_MARGIN * min(left_s)))
+        self._staggered_until = now + random.uniform(0, longest_s)  # noqa: S311 - jitter
+
+    def _held_s(self) -> float:
+        """How long an epoch that is wanted for its age alone is still held back; 0 for not."""
+        down = self._quantum.health.state is LinkState.DOWN
+        if self._wish is not Reason.REKEY_INTERVAL or self._hurried or self._failures or down:
+            return 0.0
+        now = trio.current_time()
+        stretched_s = 0.0
+        if self.economy:
+            stretched_s = self._committed_at + self.rekey_interval_s - now
+        self._say_stretched(stretched_s > 0)
+        return max(0.0, stretched_s, self._staggered_until - now)
+
+    def _say_stretched(self, stretched: bool) -> None:
+        if stretched and not self._stretched:
+            self._log.warning(
+                "rekey_stretched",
+                reason=Reason.KEYS_EXHAUSTED,
+                interval_s=round(self.rekey_interval_s, 1),
+                configured_s=self._quantum.policy.rekey_interval_s,
+                stock=self._quantum.stock.available,
+            )
+        elif self._stretched and not stretched and not self.economy:
+            self._log.info("rekey_not_stretched", stock=self._quantum.stock.available)
+        self._stretched = stretched or (self._stretched and self.economy)
 
     def _climb_is_due(self) -> bool:
         """A classical-only tunnel under a link that may be tried, or a wish that waits."""
@@ -196,6 +282,7 @@ class EpochDriver:
             if self._is_pointless(wish, decision):
                 self._wish = self._rejected = None
                 self._failures = 0
+                self._hurried = False
                 return
             self._offer(wish, decision, decision.mode)
         elif decision.action is Action.REFUSE:
@@ -207,7 +294,8 @@ class EpochDriver:
             await trio.sleep(min(WAIT_S, self._quantum.policy.max_interval_s / 4))
             self._wished.set()
 
-    def _situation(self, wish: Reason) -> Situation:
+    def _situation(self, wish: Reason | None = None) -> Situation:
+        """What is known now; with a wish, for an epoch to be made, which may use up a trial."""
         quantum, now = self._quantum, trio.current_time()
         health = quantum.health
         fresh_at = self._tunnel.connection.qkd_age_from
@@ -222,7 +310,7 @@ class EpochDriver:
             qkd_age_s=None if fresh_at is None else now - fresh_at,
             rejected=self._rejected,
             awaits_trial=health.awaits_trial,
-            trial=down and health.take_trial(now),
+            trial=wish is not None and down and health.take_trial(now),
             must_rekey=wish in _PRESSING,
             tunnels=self._tunnels(),
             supply_keys_per_s=quantum.rate_keys_per_s,
@@ -269,8 +357,11 @@ class EpochDriver:
         try:
             self._tunnel.tell_core(start)
         except LocalProtocolError as error:
+            # The core takes this wish for granted now, and will not repeat it.
             self._log.debug("epoch_not_started", reason=error.reason, detail=str(error))
             self._settle(lambda held, at: held.orphaned(at))
+            self._failures += 1
+            self.epoch_due(wish)
 
     def _settle(self, end: Callable[[Reservation, float], None]) -> None:
         self._answered.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from qproxy.runtime.build import TunnelContexts
 from qproxy.runtime.counters import Tally
 from qproxy.runtime.epoch_driver import EpochDriver
 from qproxy.runtime.qkd import QuantumSide
+from qproxy.runtime.reauth_driver import ReauthDriver
 from qproxy.runtime.services import Services
 from qproxy.runtime.tunnel import Tunnel
 from qproxy.tunnel.connection import Connection
@@ -51,6 +53,10 @@ REDIAL_S = 0.1
 MAX_REDIAL_S = 10.0
 #: A tunnel that lived so long was no failed attempt, in seconds.
 SETTLED_S = 5.0
+#: From dialling one tunnel of a pool to dialling the next, at the start, in seconds; and from the
+#: first to the last of a large pool at most.
+DIAL_STAGGER_S = 0.1
+MAX_DIAL_STAGGER_S = 2.0
 #: How long an application's new connection waits for a tunnel to come up, in seconds.
 TUNNEL_WAIT_S = 5.0
 
@@ -119,7 +125,9 @@ class Peer:
         self._kem = kem
         self._services = services
         self._log = log.bind(peer=config.name)
+        self._tls_changed_at = -math.inf
         self._drivers: dict[Tunnel, EpochDriver] = {}
+        self._reauth_drivers: dict[Tunnel, ReauthDriver] = {}
         self._available = trio.Event()
         self._draining = False
         self._nursery: trio.Nursery | None = None
@@ -132,8 +140,9 @@ class Peer:
             self._nursery = nursery
             nursery.start_soon(self.quantum.run)
             if self.config.address is not None:
-                for _ in range(self.config.tunnels):
-                    nursery.start_soon(self._keep_tunnel)
+                stagger_s = min(DIAL_STAGGER_S, MAX_DIAL_STAGGER_S / self.config.tunnels)
+                for number in range(self.config.tunnels):
+                    nursery.start_soon(self._keep_tunnel, number * stagger_s)
             else:
                 await trio.sleep_forever()
 
@@ -153,6 +162,10 @@ class Peer:
                 await self._available.wait()
                 tunnel = self._least_loaded(policy)
         return tunnel
+
+    def meets(self, policy: ServicePolicy) -> bool:
+        """Whether a usable tunnel has what streams with this policy demand."""
+        return any(tunnel.usable and tunnel.meets(policy) for tunnel in self.tunnels)
 
     def drain(self) -> None:
         """Take and open no new streams; dial no more."""
@@ -195,6 +208,8 @@ class Peer:
                 self._on_committed(tunnel, event)
                 if driver is not None:
                     driver.on_committed(event)
+                if reauth := self._reauth_drivers.get(tunnel):
+                    reauth.on_committed(event)
             case EpochFailed():
                 self._on_failed(tunnel, event)
                 if driver is not None:
@@ -207,7 +222,8 @@ class Peer:
             case KeysReported():
                 self.quantum.on_report(event)
             case ReauthenticationDue(reason):
-                self._reauthenticate(tunnel, reason)
+                if reauth := self._reauth_drivers.get(tunnel):
+                    reauth.due(reason)
             case Reauthenticated():
                 tunnel.facts.tls_group = event.group
                 self._log.info("reauthenticated", role=tunnel.connection.role, group=event.group)
@@ -228,8 +244,10 @@ class Peer:
 
     # Dialling.
 
-    async def _keep_tunnel(self) -> None:
+    async def _keep_tunnel(self, delay_s: float) -> None:
         await self.quantum.first_word()
+        # Tunnels that begin apart have their epochs apart.
+        await trio.sleep(delay_s)
         pause_s = REDIAL_S
         while not self._draining:
             began = trio.current_time()
@@ -264,16 +282,19 @@ class Peer:
         driver = EpochDriver(
             tunnel, self.quantum, self._log, tunnels=lambda: max(1, len(self._drivers))
         )
-        self._drivers[tunnel] = driver
+        reauth = ReauthDriver(tunnel, lambda: self._tls.client, self._log)
+        self._drivers[tunnel], self._reauth_drivers[tunnel] = driver, reauth
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(driver.run)
+                nursery.start_soon(reauth.run)
                 await tunnel.run()
                 nursery.cancel_scope.cancel()
         except Exception as error:  # a fault of ours costs this tunnel, never the gateway
             self._log.unexpected("tunnel_failed", error)
         finally:
             self._drivers.pop(tunnel, None)
+            self._reauth_drivers.pop(tunnel, None)
             self.forget(tunnel)
 
     # Inside.
@@ -301,7 +322,11 @@ class Peer:
     def _redeem_ahead(self, tunnel: Tunnel, keys: tuple[OfferedKey, ...]) -> None:
         async def redeem() -> None:
             report = await self.quantum.redeem_ahead(keys)
-            tunnel.tell_core(lambda core, _now: core.report_keys(report))
+            try:
+                tunnel.tell_core(lambda core, _now: core.report_keys(report))
+            except LocalProtocolError as error:
+                # The peer goes without a hint; what is held here ages out.
+                self._log.debug("keys_not_reported", reason=error.reason, detail=str(error))
 
         tunnel.start_task(redeem)
 
@@ -311,28 +336,26 @@ class Peer:
         if tunnel is None:
             return
         keys = self.quantum.keys_to_announce()
-        if keys:
-            tunnel.tell_core(lambda core, _now: core.announce_keys(keys))
-
-    def _reauthenticate(self, tunnel: Tunnel, reason: Reason) -> None:
-        def start(core: Connection, now: float) -> None:
-            core.use_tls_context(self._tls.client)
-            core.reauthenticate(now)
-
-        self._log.debug("reauthenticating", reason=reason)
+        if not keys:
+            return
         try:
-            tunnel.tell_core(start)
+            tunnel.tell_core(lambda core, _now: core.announce_keys(keys))
         except LocalProtocolError as error:
-            self._log.debug("reauthentication_not_started", detail=str(error))
+            self._log.debug("keys_unusable", reason=error.reason, detail=str(error))
+            self.quantum.not_announced(keys)
 
     def use_tls(self, tls: TunnelContexts) -> None:
         """Certificates, authorities or revocation lists have changed: prove everything again."""
         self._tls = tls
+        self._tls_changed_at = trio.current_time()
         for tunnel in list(self.tunnels):
-            if tunnel in self._drivers:
-                self._reauthenticate(tunnel, Reason.REAUTHENTICATION)
-            else:
-                tunnel.tell_core(self._ask_for_reauthentication)
+            self._prove_again(tunnel)
+
+    def _prove_again(self, tunnel: Tunnel) -> None:
+        if reauth := self._reauth_drivers.get(tunnel):
+            reauth.begin()
+        else:
+            tunnel.tell_core(self._ask_for_reauthentication)
 
     def _ask_for_reauthentication(self, core: Connection, now: float) -> None:
         core.use_tls_context(self._tls.server)
@@ -354,6 +377,9 @@ class Peer:
         self.tunnels.append(tunnel)
         self._available.set()
         self._available = trio.Event()
+        if tunnel.facts.began_at <= self._tls_changed_at:
+            # Its handshake was made with the certificates and lists of before.
+            self._prove_again(tunnel)
         connection = tunnel.connection
         self._log.info(
             "tunnel_up",

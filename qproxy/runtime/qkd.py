@@ -52,6 +52,7 @@ class QuantumSide:
     """Keys and link health towards one peer.
 
     Attributes:
+        config: the peer's configuration.
         source_kind: how offers name the source ("etsi-qkd-014", "file"), or None without one.
         health: state of the link.
         stock: keys drawn ahead, for the tunnels this gateway dials.
@@ -72,7 +73,7 @@ class QuantumSide:
         *,
         now: float,
     ) -> None:
-        self._config = config
+        self.config = config
         self._source = source
         self._log = log
         self._settings = config.link_health
@@ -132,7 +133,7 @@ class QuantumSide:
 
     async def first_word(self) -> None:
         """Wait until keys are there or the link is known to be down, but not for long."""
-        if self._source is not None and self._config.policy is not Policy.OFF:
+        if self._source is not None and self.config.policy is not Policy.OFF:
             with trio.move_on_after(FIRST_WORD_S):
                 await self._first_word.wait()
 
@@ -173,7 +174,7 @@ class QuantumSide:
         source = self._source
         if source is None:
             return Reason.NO_KEY_SOURCE
-        size_bits = self._config.qkd_key_size_bits
+        size_bits = self.config.qkd_key_size_bits
         if any(key.size_bytes * 8 != size_bits for key in keys):
             return Reason.KEY_INVALID
         # Every ID is claimed, also after one was refused: an ID in an OFFER is burnt (rule R5).
@@ -184,7 +185,7 @@ class QuantumSide:
         if refusal is not None:
             return refusal
         try:
-            with trio.fail_after(self._config.kme_timeout_s):
+            with trio.fail_after(self.config.kme_timeout_s):
                 redeemed = await self._take_or_fetch(source, [key.key_id for key in keys])
         except trio.TooSlowError:
             self._failed(Reason.KME_TIMEOUT, "no answer in time", drawing=False)
@@ -220,9 +221,14 @@ class QuantumSide:
         if kind is None or not self._draws or self.health.state is LinkState.DOWN:
             return ()
         room = self._stock_settings.high_water // 2 - self.stock.announced
-        size_bytes = self._config.qkd_key_size_bits // 8
+        size_bytes = self.config.qkd_key_size_bits // 8
         ids = self.stock.announce(min(room, MAX_KEYS_PER_ANNOUNCE))
         return tuple(OfferedKey(kind, size_bytes, key_id) for key_id in ids)
+
+    def not_announced(self, keys: tuple[OfferedKey, ...]) -> None:
+        """These keys cannot be told to the peer, whatever their source was thinking: wipe them."""
+        wiped = self.stock.discard([key.key_id for key in keys])
+        self._log.debug("keys_not_announced", keys_discarded=wiped)
 
     def on_report(self, event: KeysReported) -> None:
         """What the peer says of announced keys. Those it cannot have are wiped."""
@@ -241,7 +247,7 @@ class QuantumSide:
         """Why an announced key is not fetched, or None."""
         if self._source is None:
             return Reason.NO_KEY_SOURCE
-        if key.size_bytes * 8 != self._config.qkd_key_size_bits or key.source != self.source_kind:
+        if key.size_bytes * 8 != self.config.qkd_key_size_bits or key.source != self.source_kind:
             return Reason.KEY_INVALID
         if self._redeemable.spent(key.key_id, now):
             return Reason.KEY_SPENT
@@ -256,7 +262,7 @@ class QuantumSide:
         missing = [key_id for key_id, key in found.items() if key is None]
         try:
             if missing:
-                fetched = await source.get_keys_by_id(missing, self._config.qkd_key_size_bits)
+                fetched = await source.get_keys_by_id(missing, self.config.qkd_key_size_bits)
                 found.update(zip(missing, fetched, strict=True))
                 self._told(self.health.success(trio.current_time()))
         except BaseException:
@@ -266,8 +272,8 @@ class QuantumSide:
 
     async def _fetch_ahead(self, source: KeySource, key_ids: list[str]) -> Reason | None:
         try:
-            with trio.fail_after(self._config.kme_timeout_s):
-                keys = await source.get_keys_by_id(key_ids, self._config.qkd_key_size_bits)
+            with trio.fail_after(self.config.kme_timeout_s):
+                keys = await source.get_keys_by_id(key_ids, self.config.qkd_key_size_bits)
         except trio.TooSlowError:
             self._failed(Reason.KME_TIMEOUT, "no answer in time", drawing=False)
             return Reason.KME_TIMEOUT
@@ -326,7 +332,7 @@ class QuantumSide:
         if self.health.wants_draw and self._draws:
             # A KME answers a call wholly or not at all: after one that failed, ask for the least
             # that is of use, or few keys would look like none.
-            wanted = self._config.qkd_keys_per_epoch
+            wanted = self.config.qkd_keys_per_epoch
         if self.health.awaits_trial:
             wanted = min(wanted, max(0, MAX_TRIAL_STOCK_KEYS - self.stock.available))
         probe_due = self.health.next_probe_at(now) <= now
@@ -351,7 +357,7 @@ class QuantumSide:
         began = trio.current_time()
         try:
             with trio.fail_after(self._settings.probe_timeout_s):
-                keys = await source.get_keys(number, self._config.qkd_key_size_bits)
+                keys = await source.get_keys(number, self.config.qkd_key_size_bits)
         except trio.TooSlowError:
             self._failed(Reason.KME_TIMEOUT, "no keys in time", drawing=True)
         except KeySourceError as error:
@@ -384,7 +390,7 @@ class QuantumSide:
         now = trio.current_time()
         self.simulated = status.simulated
         self.last_status = status
-        size_bits = self._config.qkd_key_size_bits
+        size_bits = self.config.qkd_key_size_bits
         rate_bps = status.key_rate_bps
         self._rate = rate_bps / size_bits if rate_bps is not None else None
         self.stock.link_report(

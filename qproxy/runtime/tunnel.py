@@ -124,7 +124,11 @@ class Tunnel:
         return policy.met(self.facts.mode, age_s)
 
     async def run(self) -> None:
-        """Run until the tunnel is over. Closes the socket; raises nothing but cancellation."""
+        """Run until the tunnel is over. Closes the socket; raises nothing but cancellation.
+
+        However it ends, the owner has been told by ``TunnelClosed`` before.
+        """
+        cut = Reason.SHUTDOWN
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -135,11 +139,17 @@ class Tunnel:
                     await self._read_loop()
                 await self._last_words()
                 nursery.cancel_scope.cancel()
+        except Exception:
+            cut = Reason.INTERNAL_ERROR
+            raise
         finally:
             self._nursery = None
-            self._sock.close()
-            self._close_relays()
-            self.closed.set()
+            try:
+                self._cut(cut)
+            finally:
+                self._sock.close()
+                self._close_relays()
+                self.closed.set()
 
     # For relays.
 
@@ -307,6 +317,12 @@ class Tunnel:
             while data := self.connection.data_to_send():
                 if not self._send(data):
                     await trio.lowlevel.wait_writable(self._sock)
+
+    def _cut(self, reason: Reason) -> None:
+        """Cancelled, or broken by a fault of ours: say so where the socket takes it at once."""
+        if not self.connection.closed:
+            self.connection.abandon(reason)
+            self._after_core()
 
     def _after_core(self) -> None:
         """Hand out all events, those that handling them brings about too, then send once."""

@@ -472,6 +472,13 @@ class Connection:
         elif self.phase not in {Phase.ENDING, Phase.CLOSED}:
             self._close(reason, clean=False)
 
+    def abandon(self, reason: Reason) -> None:
+        """The driver can do no more for this tunnel: it is over, whatever the peer still says.
+
+        An END is left in the output where the tunnel is up. Harmless where it is over already.
+        """
+        self._close(self._timers.ending_reason or reason, clean=False)
+
     # Inside.
 
     def _guard(self, action: Callable[[], None], now: float) -> None:

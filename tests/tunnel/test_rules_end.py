@@ -316,3 +316,23 @@ def test_r14_every_pair_of_unknown_and_known_states_is_covered_by_a_table() -> N
     for table, states in ((CLIENT_EPOCH, ClientEpochState), (SERVER_EPOCH, ServerEpochState)):
         assert {state for state, _event in table} == set(states)
         assert set(table.values()) == set(states)
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_an_abandoned_tunnel_is_over_at_once_and_its_peer_is_told_why(role: Role) -> None:
+    pair = established()
+    pair.end(role).abandon(Reason.SHUTDOWN)
+    pair.end(role).abandon(Reason.INTERNAL_ERROR)
+    pair.collect(role)
+    assert pair.end(role).closed
+    assert pair.last(role, TunnelClosed) == TunnelClosed(Reason.SHUTDOWN, clean=False)
+    pair.pump()
+    assert pair.last(other(role), TunnelClosed).reason is Reason.SHUTDOWN
+
+
+def test_a_tunnel_abandoned_while_it_waits_for_the_peers_end_keeps_its_reason() -> None:
+    pair = established()
+    pair.client.end(Reason.OPERATOR, pair.now)
+    pair.client.abandon(Reason.SHUTDOWN)
+    pair.collect(Role.CLIENT)
+    assert pair.last(Role.CLIENT, TunnelClosed) == TunnelClosed(Reason.OPERATOR, clean=False)

@@ -2,7 +2,8 @@
 
 Ready means that every peer's policy is met: at least one tunnel takes streams, and where
 ``require`` holds between the two ends, a QKD key in it is younger than the limit. Everything else
-that is not as it should be is a warning. Both are functions of a snapshot, so ``/readyz``,
+that is not as it should be is a warning: also a listener or service whose own, stricter policy is
+not met, for the others go on. Both are functions of a snapshot, so ``/readyz``,
 ``/status``, ``/metrics`` and ``qproxy status`` never disagree.
 """
 
@@ -19,6 +20,7 @@ from qproxy.admin.status import (
     PeerStatus,
     QkdUse,
     ReasonCounts,
+    ServiceStatus,
     StockStatus,
     TunnelStatus,
 )
@@ -156,6 +158,7 @@ def _warnings(status: GatewayStatus) -> Iterator[Finding]:
     for listener in status.listeners:
         yield from _listener_warnings(listener)
     for service in status.services:
+        yield from _service_policy_warnings(service)
         yield from _recent("service", service.name, service.refused, "streams are refused")
     yield from _recent(
         "gateway", status.node, status.unknown_services, "a peer asks for unknown services"
@@ -242,6 +245,14 @@ def _stock_warnings(peer: PeerStatus, stock: StockStatus) -> Iterator[Finding]:
 
 
 def _listener_warnings(listener: ListenerStatus) -> Iterator[Finding]:
+    if not listener.policy_met:
+        yield Finding(
+            about="listener",
+            name=listener.name,
+            reason=Reason.POLICY_REQUIRE,
+            detail=f"QKD is required here and no tunnel to {listener.peer} has a fresh QKD key: "
+            "connections are refused",
+        )
     if listener.connections_open >= listener.max_connections:
         yield Finding(
             about="listener",
@@ -252,6 +263,18 @@ def _listener_warnings(listener: ListenerStatus) -> Iterator[Finding]:
     yield from _recent("listener", listener.name, listener.refused, "connections are refused")
     if listener.failed.last_reason not in _EVERYDAY:
         yield from _recent("listener", listener.name, listener.failed, "connections are reset")
+
+
+def _service_policy_warnings(service: ServiceStatus) -> Iterator[Finding]:
+    for peer, met in service.policy_met.items():
+        if not met:
+            yield Finding(
+                about="service",
+                name=service.name,
+                reason=Reason.POLICY_REQUIRE,
+                detail=f"QKD is required here and no tunnel of {peer} has a fresh QKD key: "
+                "streams are refused",
+            )
 
 
 #: How connections end without anybody having to look.

@@ -462,6 +462,16 @@ def _traffic_families(status: GatewayStatus) -> Iterator[Metric]:
         _by_reason((entry.name, entry.failed) for entry in listeners),
     )
     yield _gauge(
+        "listener_policy_met",
+        "1 where a usable tunnel has what the listener's own require demands; none without one.",
+        ("listener",),
+        (
+            ((entry.name,), entry.policy_met)
+            for entry in listeners
+            if entry.policy is Policy.REQUIRE
+        ),
+    )
+    yield _gauge(
         "service_open_connections",
         "Connections to services in progress.",
         ("service",),
@@ -480,4 +490,17 @@ def _traffic_families(status: GatewayStatus) -> Iterator[Metric]:
         _by_reason(
             [("", status.unknown_services), *((entry.name, entry.refused) for entry in services)]
         ),
+    )
+    yield _counter(
+        "service_failed",
+        "Connections to services whose stream was reset by either side.",
+        ("service", "reason"),
+        _by_reason((entry.name, entry.failed) for entry in services),
+    )
+    yield _gauge(
+        "service_policy_met",
+        "1 where a usable tunnel of the peer has what the service's own require demands; "
+        "none without one.",
+        ("service", "peer"),
+        (((entry.name, peer), met) for entry in services for peer, met in entry.policy_met.items()),
     )

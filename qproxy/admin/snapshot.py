@@ -61,8 +61,8 @@ def snapshot(gateway: Gateway, now: float) -> GatewayStatus:
             _snapshot_listener(listener, now) for listener in gateway.listeners.values()
         ),
         services=tuple(
-            _snapshot_service(name, service, now)
-            for name, service in gateway.services.configured.items()
+            _snapshot_service(service, gateway.peers.values(), now)
+            for service in gateway.services.configured.values()
         ),
         unauthenticated=_counts(gateway.refused, now),
         unknown_services=_counts(gateway.services.refused_unknown, now),
@@ -211,6 +211,9 @@ def _snapshot_listener(listener: Listener, now: float) -> ListenerStatus:
         peer=config.peer,
         service=config.service,
         tls=config.tls is not None,
+        policy=config.policy,
+        max_without_qkd_s=listener.policy.max_without_qkd_s,
+        policy_met=listener.policy_met,
         connections_open=counters.open,
         connections_accepted=counters.accepted,
         max_connections=config.max_connections,
@@ -220,13 +223,25 @@ def _snapshot_listener(listener: Listener, now: float) -> ListenerStatus:
     )
 
 
-def _snapshot_service(name: str, service: Service, now: float) -> ServiceStatus:
+def _snapshot_service(service: Service, peers: Iterable[Peer], now: float) -> ServiceStatus:
+    config = service.config
+    strict = {
+        peer.config.name: peer.meets(service.policy(peer.config))
+        for peer in peers
+        if config.policy is Policy.REQUIRE
+        and service.allows(peer.config.name)
+        and any(tunnel.usable for tunnel in peer.tunnels)
+    }
     return ServiceStatus(
-        name=name,
+        name=config.name,
+        policy=config.policy,
+        max_without_qkd_s=config.max_without_qkd_s,
+        policy_met=strict,
         connections_open=service.connections,
         connections_opened=service.opened,
         max_connections=service.config.max_connections,
         refused=_counts(service.refused, now),
+        failed=_counts(service.failed, now),
     )
 
 

@@ -270,6 +270,10 @@ class ListenerStatus:
         addresses: where it listens now; empty while draining.
         peer, service: where its connections lead.
         tls: TLS ends here.
+        policy: its own policy, or None for whatever the peer's allows.
+        max_without_qkd_s: its limit under ``require``, or the peer's.
+        policy_met: a usable tunnel has what its own policy demands; True where that demands
+            nothing.
         connections_open: in progress.
         connections_accepted: since the start.
         max_connections: how many may be open.
@@ -283,6 +287,9 @@ class ListenerStatus:
     peer: str
     service: str
     tls: bool
+    policy: Policy | None
+    max_without_qkd_s: float
+    policy_met: bool
     connections_open: int
     connections_accepted: int
     max_connections: int
@@ -297,17 +304,26 @@ class ServiceStatus:
 
     Attributes:
         name: its name in the configuration.
+        policy: its own policy, or None for whatever the peers' allow.
+        max_without_qkd_s: its own limit under ``require``, or None for each peer's.
+        policy_met: by peer with a usable tunnel that may use the service, whether one of them has
+            what its own policy demands; empty where that demands nothing.
         connections_open: in progress or being opened.
         connections_opened: since the start.
         max_connections: how many may be open.
         refused: streams refused.
+        failed: connections whose stream was reset by either side.
     """
 
     name: str
+    policy: Policy | None
+    max_without_qkd_s: float | None
+    policy_met: Mapping[str, bool]
     connections_open: int
     connections_opened: int
     max_connections: int
     refused: ReasonCounts
+    failed: ReasonCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,13 +66,30 @@ def _body(document: Mapping[str, Any]) -> Iterator[str]:
             f"{entry['connections_open']} open, {entry['connections_accepted']} accepted, "
             f"{entry['refused']['total']} refused{_reasons(entry['refused'])}, "
             f"{entry['failed']['total']} reset{_reasons(entry['failed'])}"
+            f"{_own_policy(entry, entry.get('policy_met'))}"
         )
     for entry in document["services"]:
         yield (
             f"service {entry['name']}: {entry['connections_open']} open, "
             f"{entry['connections_opened']} opened, "
             f"{entry['refused']['total']} refused{_reasons(entry['refused'])}"
+            f"{_failed(entry)}{_own_policy(entry, all(entry.get('policy_met', {}).values()))}"
         )
+
+
+# Gateways of this version of the document that are older than these fields do not send them.
+
+
+def _failed(entry: Mapping[str, Any]) -> str:
+    failed = entry.get("failed")
+    return "" if failed is None else f", {failed['total']} reset{_reasons(failed)}"
+
+
+def _own_policy(entry: Mapping[str, Any], met: object) -> str:
+    policy = entry.get("policy")
+    if policy is None:
+        return ""
+    return f"; policy {policy}" if met else f"; policy {policy}, NOT MET"
 
 
 def _peer_lines(peer: Mapping[str, Any]) -> Iterator[str]:

@@ -72,6 +72,11 @@ class Listener:
             return (str(self.config.listen),) if self.sockets else ()
         return tuple(text_address(sock.getsockname()) for sock in self.sockets)
 
+    @property
+    def policy_met(self) -> bool:
+        """Whether the listener's own policy, as far as it demands something, is met now."""
+        return not self.policy.requires or self._peer.meets(self.policy)
+
     def close(self) -> None:
         """Take no more connections; those accepted go on."""
         for sock in self.sockets:

@@ -127,6 +127,9 @@ LISTENER = ListenerStatus(
     peer="gw-b",
     service="web",
     tls=False,
+    policy=None,
+    max_without_qkd_s=300.0,
+    policy_met=True,
     connections_open=3,
     connections_accepted=702,
     max_connections=10_000,
@@ -135,7 +138,15 @@ LISTENER = ListenerStatus(
     failed=NOTHING,
 )
 SERVICE = ServiceStatus(
-    name="db", connections_open=1, connections_opened=9, max_connections=200, refused=NOTHING
+    name="db",
+    policy=None,
+    max_without_qkd_s=None,
+    policy_met={},
+    connections_open=1,
+    connections_opened=9,
+    max_connections=200,
+    refused=NOTHING,
+    failed=NOTHING,
 )
 GATEWAY = GatewayStatus(
     node="gw-a",
@@ -230,7 +241,29 @@ DRAINING = gateway(
         ),
     ),
 )
+PAYMENTS_REFUSED = replace(
+    FALLEN_BACK,
+    listeners=(
+        replace(
+            LISTENER,
+            policy=Policy.REQUIRE,
+            max_without_qkd_s=30.0,
+            policy_met=False,
+            refused=counts(Reason.POLICY_REQUIRE, age_s=90.0),
+        ),
+    ),
+    services=(
+        replace(
+            SERVICE,
+            policy=Policy.REQUIRE,
+            max_without_qkd_s=20.0,
+            policy_met={"gw-b": False},
+            failed=counts(Reason.QKD_TOO_OLD, 4),
+        ),
+    ),
+)
 ALL = {
+    "payments refused": PAYMENTS_REFUSED,
     "all well": GATEWAY,
     "fallen back": FALLEN_BACK,
     "no tunnel": NO_TUNNEL,

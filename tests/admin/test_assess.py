@@ -191,3 +191,17 @@ def test_a_link_that_has_just_begun_is_given_a_moment():
 )
 def test_durations_are_for_people(seconds, text):
     assert format_duration(seconds) == text
+
+
+def test_a_stricter_service_that_is_refused_is_a_warning_and_the_gateway_stays_ready():
+    judged = assess(made.PAYMENTS_REFUSED)
+    assert judged.ready
+    found = [
+        (entry.about, entry.name, entry.detail.split(":")[0])
+        for entry in judged.warnings
+        if entry.reason is Reason.POLICY_REQUIRE
+    ]
+    assert found == [
+        ("listener", "web", "QKD is required here and no tunnel to gw-b has a fresh QKD key"),
+        ("service", "db", "QKD is required here and no tunnel of gw-b has a fresh QKD key"),
+    ]

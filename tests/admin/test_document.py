@@ -55,6 +55,8 @@ def test_the_schema_demands_and_describes_every_field():
         "tunnel_status": made.TUNNEL,
         "link_status": made.LINK,
         "stock_status": made.STOCK,
+        "listener_status": made.LISTENER,
+        "service_status": made.SERVICE,
     }
     for key, value in defined.items():
         properties = schema["$defs"][key]["properties"]

@@ -135,3 +135,12 @@ def test_the_docs_list_every_family_with_its_labels_and_no_other():
             labels = {label for sample in family.samples for label in sample.labels}
             real.setdefault(family.name + suffix, set()).update(labels)
     assert documented == real
+
+
+def test_a_stricter_policy_of_a_listener_or_service_shows_where_there_is_one():
+    found = samples(made.PAYMENTS_REFUSED)
+    assert found["qproxy_listener_policy_met", "web"] == 0
+    assert found["qproxy_service_policy_met", "db", "gw-b"] == 0
+    assert found["qproxy_service_failed_total", "db", "qkd_too_old"] == 4
+    names = {key[0] for key in samples(made.GATEWAY)}
+    assert not names & {"qproxy_listener_policy_met", "qproxy_service_policy_met"}

@@ -49,7 +49,15 @@ def test_a_peer_takes_one_block():
         "  tunnel dialled here, hybrid epoch 84 for 12 s, X25519MLKEM768, round trip 2.1 ms,"
         " rekey every 60 s",
         "listener web (127.0.0.1:8080) to web at gw-b: 3 open, 702 accepted, 0 refused, 0 reset",
-        "service db: 1 open, 9 opened, 0 refused",
+        "service db: 1 open, 9 opened, 0 refused, 0 reset",
+    ]
+
+
+def test_a_stricter_policy_of_a_listener_or_service_is_shown():
+    assert lines(made.PAYMENTS_REFUSED)[-2:] == [
+        "listener web (127.0.0.1:8080) to web at gw-b: 3 open, 702 accepted,"
+        " 1 refused (1 policy_require), 0 reset; policy require, NOT MET",
+        "service db: 1 open, 9 opened, 0 refused, 4 reset (4 qkd_too_old); policy require, NOT MET",
     ]
 
 

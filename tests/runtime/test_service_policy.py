@@ -192,6 +192,7 @@ async def test_payments_stop_at_the_limit_and_come_back_while_monitoring_never_n
                 assert far.refused.counts[Reason.POLICY_REQUIRE] == 1
                 assert any(_says(entry, "stream_refused") for entry in caplog.records)
 
+            assert it.payments.policy_met is ("near" not in strict_ends)
             before = monitor.echoed_bytes
             await pair.until(lambda: monitor.echoed_bytes > before)
             pair.server_source.failure = pair.client_source.failure = None
@@ -199,6 +200,7 @@ async def test_payments_stop_at_the_limit_and_come_back_while_monitoring_never_n
             payment = await it.connect("payments")
             assert await it.pay(payment) == b"pay"
             await payment.aclose()
+            assert it.payments.policy_met
             monitor.stop()
         assert it.monitoring.counters.failed.counts.total() == 0
         assert it.monitoring.counters.refused.counts.total() == 0

@@ -13,12 +13,13 @@ How a connection ends is handed on as it came: FIN as half-close, RST as reset, 
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import trio
 
 from qproxy.errors import LocalProtocolError, Reason
-from qproxy.net.endpoint import ConnectionLost, Endpoint
+from qproxy.net.endpoint import MAX_SEND_VIEWS, ConnectionLost, Endpoint
 from qproxy.quantum.service_policy import ServicePolicy
 from qproxy.tunnel.slots import DataSlots
 
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 BULK_BYTES = 16 * 1024
 #: Such reads in a row before the other tasks have their turn.
 TURNS = 4
+
+#: Small pieces of data that wait for the application are gathered into chunks of up to this size,
+#: in bytes.
+QUEUE_CHUNK_BYTES = 64 * 1024
 
 #: The read buffer that all relays of a process share: nothing is awaited between receiving into it
 #: and sealing from it.
@@ -55,7 +60,7 @@ class Relay:
         "_failed",
         "_local_ended",
         "_queue",
-        "_queued_bytes",
+        "_queue_from",
         "_remote_ended",
         "_scope",
         "_tunnel",
@@ -93,8 +98,8 @@ class Relay:
         self._tunnel = tunnel
         self._endpoint: Endpoint | None = None
         self._scope = trio.CancelScope()
-        self._queue: deque[memoryview] = deque()
-        self._queued_bytes = 0
+        self._queue: deque[bytearray] = deque()
+        self._queue_from = 0
         self._draining = False
         self._local_ended = False
         self._remote_ended = False
@@ -183,7 +188,6 @@ class Relay:
         self._failed = True
         self.failure = reason
         self._queue.clear()
-        self._queued_bytes = 0
         if self._endpoint is not None:
             self._endpoint.abort()
         self._scope.cancel()
@@ -227,15 +231,21 @@ class Relay:
         await wakeup.wait()
 
     def _keep_rest(self, views: list[memoryview], sent: int) -> None:
-        """Copy what the kernel did not take: the views die with the core's next input."""
+        """Copy what the kernel did not take: the views die with the core's next input.
+
+        Gathered into chunks, for the peer may send a window full of single bytes, and each of
+        them would cost hundreds in a buffer of its own.
+        """
         for view in views:
             if sent >= len(view):
                 sent -= len(view)
                 continue
-            rest = bytes(view[sent:])
+            rest = view[sent:]
             sent = 0
-            self._queue.append(memoryview(rest))
-            self._queued_bytes += len(rest)
+            if self._queue and len(self._queue[-1]) + len(rest) <= QUEUE_CHUNK_BYTES:
+                self._queue[-1] += rest
+            else:
+                self._queue.append(bytearray(rest))
         if self._queue and self._endpoint is not None:
             self._start_drain()
 
@@ -262,11 +272,8 @@ class Relay:
         if endpoint is None:
             return
         try:
-            with trio.CancelScope() as scope:
-                while not self._failed and not self._send_queued():
-                    await endpoint.wait_sendable()
-            if scope.cancelled_caught:
-                return
+            while not self._failed and not self._send_queued():
+                await endpoint.wait_sendable()
         except ConnectionLost as error:
             self.fail(error.reason)
         finally:
@@ -278,11 +285,12 @@ class Relay:
         if endpoint is None:
             return True
         while self._queue:
-            sent = endpoint.try_send(list(self._queue))
+            views = [memoryview(chunk) for chunk in islice(self._queue, MAX_SEND_VIEWS)]
+            views[0] = views[0][self._queue_from :]
+            sent = endpoint.try_send(views)
             if not sent:
                 return False
             self.active_at = trio.current_time()
-            self._queued_bytes -= sent
             self._drop_sent(sent)
             self._tunnel.consumed(self.stream_id, sent)
         if self._remote_ended and not self._delivered.is_set():
@@ -292,10 +300,6 @@ class Relay:
         return True
 
     def _drop_sent(self, sent: int) -> None:
-        while sent:
-            head = self._queue[0]
-            if sent < len(head):
-                self._queue[0] = head[sent:]
-                return
-            sent -= len(head)
-            self._queue.popleft()
+        self._queue_from += sent
+        while self._queue and self._queue_from >= len(self._queue[0]):
+            self._queue_from -= len(self._queue.popleft())

@@ -17,6 +17,7 @@ from qproxy.crypto.kem import KemProvider, load_kem_provider
 from qproxy.errors import QproxyError, Reason
 from qproxy.log import Logger, get_logger
 from qproxy.net.listen import accept, open_listeners
+from qproxy.runtime.audit import GatewayAudit, PeerAudit
 from qproxy.runtime.build import (
     TunnelContexts,
     build_settings,
@@ -53,6 +54,7 @@ class Gateway:
     Attributes:
         config: what it was built from.
         kem_provider: name of the library that computes ML-KEM.
+        audit: its audit log.
         peers: by name.
         listeners: by name.
         services: what peers may open here.
@@ -69,6 +71,7 @@ class Gateway:
         self._kem: KemProvider = load_kem_provider(config.node.kem_provider)
         self._contexts: TunnelContexts = build_tunnel_contexts(config)
         self.kem_provider = self._kem.name
+        self.audit = GatewayAudit(config.audit, config.node.name, log)
         self.services = Services(config.services, log)
         self.refused: Tally[Reason] = Tally()
         self.started_at = trio.current_time()
@@ -123,13 +126,22 @@ class Gateway:
             while any(peer.streams for peer in self.peers.values()):  # noqa: ASYNC110 - a count
                 await trio.sleep(_DRAIN_POLL_S)
         cut = sum(peer.streams for peer in self.peers.values())
+        await self._end_tunnels(Reason.SHUTDOWN)
+        write = self._log.warning if cut else self._log.info
+        write("drained", streams_cut=cut)
+
+    async def end_at_once(self, reason: Reason) -> None:
+        """Take nothing any more, cut what is there, end the tunnels in order."""
+        self.draining = True
+        self.close_listeners()
+        await self._end_tunnels(reason)
+
+    async def _end_tunnels(self, reason: Reason) -> None:
         for peer in self.peers.values():
-            peer.end()
+            peer.end(reason)
         with trio.move_on_after(END_WAIT_S):
             while any(peer.tunnels for peer in self.peers.values()):  # noqa: ASYNC110 - a count
                 await trio.sleep(_DRAIN_POLL_S)
-        write = self._log.warning if cut else self._log.info
-        write("drained", streams_cut=cut)
 
     def log_totals(self) -> None:
         """One line for each peer: what happened since the start."""
@@ -236,6 +248,7 @@ class Gateway:
             kem=self._kem,
             services=self.services,
             log=self._log,
+            audit=PeerAudit(self.audit, name, quantum),
         )
 
 
@@ -307,32 +320,41 @@ async def run_gateway(
     Raises:
         ConfigError: something the configuration names cannot be used.
         GatewayError: an address cannot be bound.
+        AuditError: the audit log cannot be opened, and ``audit.failure`` is ``stop``.
+        AuditFailureError: it could not be written any more, and everything was ended.
     """
     log = get_logger(__name__)
     if not config.tunnel.unsafe_core_dumps:
         disable_core_dumps()
     raise_descriptor_limit()
     gateway = Gateway(config, log)
-    gateway.open()
+    await gateway.audit.open(gateway.kem_provider)
+    ended = Reason.INTERNAL_ERROR
     try:
+        gateway.open()
         async with trio.open_nursery() as nursery:
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 await gateway.run(nursery)
                 await _start_admin(gateway, nursery, log)
                 gateway.log_start()
                 task_status.started(gateway)
-                async for _ in signals:
-                    break
-                log.info("draining", drain_s=config.shutdown.drain_s)
                 async with trio.open_nursery() as ending:
+                    ending.start_soon(_end_without_audit, gateway, ending)
+                    async for _ in signals:
+                        break
+                    log.info("draining", drain_s=config.shutdown.drain_s)
                     ending.start_soon(_end_at_second_signal, signals, ending, log)
                     await gateway.drain()
                     ending.cancel_scope.cancel()
             nursery.cancel_scope.cancel()
+        ended = Reason.SHUTDOWN if gateway.audit.fault is None else Reason.AUDIT_FAILURE
     finally:
         gateway.close_listeners()
         gateway.log_totals()
+        await gateway.audit.close(ended)
         log.info("gateway_stopped")
+    if (failure := gateway.audit.failure()) is not None:
+        raise failure
 
 
 async def _start_admin(gateway: Gateway, nursery: trio.Nursery, log: Logger) -> None:
@@ -343,6 +365,12 @@ async def _start_admin(gateway: Gateway, nursery: trio.Nursery, log: Logger) -> 
         await nursery.start(partial(serve_admin, gateway, admin, log=log))
     except OSError as error:
         raise GatewayError(f"admin.listen: {admin.listen}: {error.strerror or error}") from None
+
+
+async def _end_without_audit(gateway: Gateway, ending: trio.Nursery) -> None:
+    await gateway.audit.stopped()
+    await gateway.end_at_once(Reason.AUDIT_FAILURE)
+    ending.cancel_scope.cancel()
 
 
 async def _end_at_second_signal(

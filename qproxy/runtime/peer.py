@@ -18,6 +18,7 @@ from qproxy.net.endpoint import ConnectionLost
 from qproxy.net.listen import open_connection
 from qproxy.quantum.health import LinkChange, LinkState
 from qproxy.quantum.service_policy import ServicePolicy
+from qproxy.runtime.audit import PeerAudit
 from qproxy.runtime.build import TunnelContexts
 from qproxy.runtime.counters import Tally
 from qproxy.runtime.epoch_driver import EpochDriver
@@ -113,6 +114,7 @@ class Peer:
         kem: KemProvider,
         services: Services,
         log: Logger,
+        audit: PeerAudit | None = None,
     ) -> None:
         """Bring the parts of a peer together; nothing runs yet."""
         self.config = config
@@ -130,6 +132,8 @@ class Peer:
         self._reauth_drivers: dict[Tunnel, ReauthDriver] = {}
         self._available = trio.Event()
         self._draining = False
+        self._audit = audit
+        self._end_reason: Reason | None = None
         self._nursery: trio.Nursery | None = None
         quantum.on_link_change(self._on_link_change)
         quantum.on_keys_drawn(self._announce)
@@ -174,11 +178,12 @@ class Peer:
             tunnel.draining = True
             tunnel.tell_core(lambda core, _now: core.go_away(Reason.SHUTDOWN))
 
-    def end(self) -> None:
-        """End every tunnel with an authenticated END."""
+    def end(self, reason: Reason = Reason.SHUTDOWN) -> None:
+        """End every tunnel with an authenticated END; one that comes up later ends at once."""
         self._draining = True
-        for tunnel in list(self.tunnels):
-            tunnel.end(Reason.SHUTDOWN)
+        self._end_reason = reason
+        for tunnel in dict.fromkeys([*self.tunnels, *self._drivers]):
+            tunnel.end(reason)
 
     def epoch_driver(self, tunnel: Tunnel) -> EpochDriver | None:
         """What starts a tunnel's epochs; None for one that the peer dialled."""
@@ -197,6 +202,8 @@ class Peer:
 
     def on_tunnel_event(self, tunnel: Tunnel, event: Event) -> None:
         """Everything about a tunnel that is not a stream in progress."""
+        if self._audit is not None:
+            self._audit.on_event(tunnel, event)
         driver = self._drivers.get(tunnel)
         match event:
             case EpochDue(reason):
@@ -391,6 +398,8 @@ class Peer:
             aead=self.settings.aead,
         )
         self._announce()
+        if self._end_reason is not None:
+            tunnel.end(self._end_reason)
 
     def _on_committed(self, tunnel: Tunnel, event: EpochCommitted) -> None:
         if event.mode is Mode.HYBRID:
@@ -456,6 +465,8 @@ class Peer:
 
     def forget(self, tunnel: Tunnel) -> None:
         """A tunnel is over, however it came to that: its counts go into the totals, once."""
+        if self._audit is not None:
+            self._audit.forget(tunnel)
         if tunnel in self.tunnels:
             self.tunnels.remove(tunnel)
             session = tunnel.connection.session

@@ -194,6 +194,8 @@ class QuantumSide:
             self._fetch_failed(error)
             return error.reason
         self.redeemed += len(redeemed)
+        if redeemed:
+            self.simulated = redeemed[0].simulated
         return redeemed
 
     async def redeem_ahead(self, keys: tuple[OfferedKey, ...]) -> KeyReport:

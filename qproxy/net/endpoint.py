@@ -24,7 +24,7 @@ closed or aborted on this side    ``ConnectionLost(CLOSED)``, also for a task th
 RST; ``close`` ends both directions in order. TLS 1.2 peers answer a close_notify by ending
 their own direction too (RFC 5246 §7.2.1); TLS 1.3 peers need not (RFC 9846 §6.1).
 
-One task may receive and one may send at the same time, not two of a kind.
+One task may receive and one may send at the same time, not two of a kind. Waiting may end early.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ MAX_SEND_VIEWS = 64
 MAX_DISCARDED_BYTES = 65536
 #: A TLS record shorter than this is taken for the last one there is just now, in bytes.
 _SHORT_RECORD_BYTES = 4096
+#: How soon to try again where two tasks wait for the same of one socket, in seconds.
+_BUSY_WAIT_S = 0.01
 
 _LINGER_ABORT = struct.pack("ii", 1, 0)
 
@@ -187,6 +189,9 @@ class _SocketEndpoint:
             await wait(self._socket)
         except trio.ClosedResourceError:
             raise _closed_here() from None
+        except trio.BusyResourceError:
+            # In TLS reading may have to write first (KeyUpdate), while another task waits to send.
+            await trio.sleep(_BUSY_WAIT_S)
 
 
 class TcpEndpoint(_SocketEndpoint):

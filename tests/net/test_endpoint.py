@@ -179,6 +179,34 @@ async def test_abort_wakes_a_sender_whose_socket_is_full(make_pair):
 
 
 @pytest.mark.parametrize("make_pair", PAIRS)
+async def test_two_tasks_may_wait_for_one_full_socket(make_pair):
+    # In TLS one that sends, and one whose reading must answer a KeyUpdate before it goes on.
+    a, b = await make_pair()
+    data = memoryview(bytes(100_000))
+    while b.try_send((data,)):
+        pass
+    buffer = memoryview(bytearray(1 << 20))
+    woken = 0
+
+    async def wait():
+        nonlocal woken
+        await b.wait_sendable()
+        woken += 1
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            nursery.start_soon(wait)
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            while woken < 2:
+                a.try_receive_into(buffer)
+                await trio.lowlevel.checkpoint()
+    a.abort()
+    b.abort()
+
+
+@pytest.mark.parametrize("make_pair", PAIRS)
 async def test_close_is_a_clean_end_and_what_was_sent_arrives(make_pair):
     a, b = await make_pair()
     await send(a, b"goodbye")

@@ -67,6 +67,17 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
     check.set_defaults(command="qproxy.cli.check:check_command")
 
+    reload = commands.add_parser(
+        "reload",
+        help="have a running gateway load its certificates and revocation lists again",
+        description="Checks the configuration, then signals the gateway that runs with it, which "
+        "it finds by node.pid_file. Connections go on. What stands in the configuration itself "
+        "takes a restart.",
+        epilog=_EXIT_CODES,
+    )
+    reload.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of a gateway")
+    reload.set_defaults(command="qproxy.cli.reload:reload_command")
+
     _add_pki(commands)
 
     sim = commands.add_parser(

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from cryptography import x509
 from OpenSSL import SSL
 
-from qproxy.config.model import Etsi014SourceConfig, GatewayConfig, KeySourceConfig, PeerConfig
+from qproxy.config.model import (
+    Etsi014SourceConfig,
+    GatewayConfig,
+    KeySourceConfig,
+    ListenerTlsConfig,
+    PeerConfig,
+    ServiceTlsConfig,
+)
 from qproxy.config.scalars import load_psk
 from qproxy.crypto import labels
 from qproxy.errors import ConfigError
@@ -50,15 +57,44 @@ def build_tunnel_contexts(config: GatewayConfig) -> TunnelContexts:
     )
 
 
-def build_source(config: KeySourceConfig, peer: PeerConfig) -> tuple[KeySource, str]:
-    """A key source for one peer, and the kind it has in offers. Raises ConfigError."""
+def build_listener_context(config: ListenerTlsConfig) -> SSL.Context:
+    """For the TLS that a listener ends in front of applications. Raises ConfigError."""
+    return server_context(
+        TlsIdentity.load(config.certificate, config.private_key),
+        trust=TrustStore.load(config.client_ca) if config.client_ca else None,
+        client_auth=ClientAuth(config.client_auth),
+    )
+
+
+def build_service_context(config: ServiceTlsConfig) -> SSL.Context:
+    """For TLS to a service. Raises ConfigError."""
+    identity = None
+    if config.certificate is not None and config.private_key is not None:
+        identity = TlsIdentity.load(config.certificate, config.private_key)
+    return client_context(trust=TrustStore.load(config.ca), identity=identity)
+
+
+def build_source_context(config: Etsi014SourceConfig) -> SSL.Context:
+    """For TLS to a KME. Raises ConfigError."""
+    return client_context(
+        trust=TrustStore.load(config.ca),
+        identity=TlsIdentity.load(config.certificate, config.private_key),
+    )
+
+
+def build_source(
+    config: KeySourceConfig, peer: PeerConfig, tls: SSL.Context | None = None
+) -> tuple[KeySource, str]:
+    """A key source for one peer, and the kind it has in offers. Raises ConfigError.
+
+    Args:
+        config: what the source is.
+        peer: whom keys are shared with.
+        tls: what a KME is reached with; None loads the files that the configuration names.
+    """
     if isinstance(config, Etsi014SourceConfig):
-        tls = client_context(
-            trust=TrustStore.load(config.ca),
-            identity=TlsIdentity.load(config.certificate, config.private_key),
-        )
         http = HttpClient(
-            tls=tls,
+            tls=tls or build_source_context(config),
             server_name=config.server_name,
             connect_timeout_s=config.connect_timeout_s,
             request_timeout_s=config.request_timeout_s,

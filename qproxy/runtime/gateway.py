@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
+from pathlib import Path
 
 import trio
 
@@ -29,7 +30,9 @@ from qproxy.runtime.counters import Tally
 from qproxy.runtime.hardening import disable_core_dumps, raise_descriptor_limit
 from qproxy.runtime.listeners import Listener, text_address
 from qproxy.runtime.peer import Peer
+from qproxy.runtime.pid_file import held_pid_file
 from qproxy.runtime.qkd import QuantumSide
+from qproxy.runtime.reload import Reloader, Stamp, TlsMaterial, stamps
 from qproxy.runtime.services import Services
 from qproxy.runtime.tunnel import Tunnel
 from qproxy.tunnel.connection import Connection
@@ -40,6 +43,7 @@ from qproxy.tunnel.settings import Role, TunnelSettings
 MAX_PENDING_HANDSHAKES = 256
 #: How long peers may take to answer our END, in seconds.
 END_WAIT_S = 2.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: How often the drain looks whether streams are left, in seconds.
 _DRAIN_POLL_S = 0.05
 
@@ -62,12 +66,15 @@ class Gateway:
         refused: incoming tunnels that ended before they proved whose they are, by reason.
         started_at: when it was built, in seconds of the runtime's monotonic clock.
         draining: nothing new is taken.
+        loaded_files: what certificates and the like looked like before they were loaded.
     """
 
     def __init__(self, config: GatewayConfig, log: Logger) -> None:
         """Load everything the configuration names. Raises ConfigError."""
         self.config = config
+        self.loaded_files: Mapping[Path, Stamp] = stamps(config)
         self._log = log
+        self._nursery: trio.Nursery | None = None
         self._kem: KemProvider = load_kem_provider(config.node.kem_provider)
         self._contexts: TunnelContexts = build_tunnel_contexts(config)
         self.kem_provider = self._kem.name
@@ -109,12 +116,40 @@ class Gateway:
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Start every part in a nursery."""
+        self._nursery = nursery
         for peer in self.peers.values():
             nursery.start_soon(peer.run)
         for listener in self.listeners.values():
             nursery.start_soon(listener.run)
         for sock in self.tunnel_sockets:
             nursery.start_soon(self._accept_tunnels, sock, nursery)
+
+    async def use_tls(
+        self, material: TlsMaterial, *, tunnels: bool, sources: frozenset[str]
+    ) -> None:
+        """Take new certificates, authorities and revocation lists into use.
+
+        Args:
+            material: contexts made of them.
+            tunnels: live tunnels are to prove again who both ends are.
+            sources: key sources that are to be called over new connections.
+        """
+        for name, context in material.listeners.items():
+            self.listeners[name].use_tls(context)
+        for name, context in material.services.items():
+            self.services.configured[name].use_tls(context)
+        if tunnels:
+            self._contexts = material.tunnels
+            for peer in self.peers.values():
+                peer.use_tls(material.tunnels)
+        for peer in self.peers.values():
+            name_of_source = peer.config.key_source
+            if name_of_source is None or name_of_source not in sources:
+                continue
+            tls = material.sources[name_of_source]
+            source, _ = build_source(self.config.key_sources[name_of_source], peer.config, tls)
+            if self._nursery is not None:
+                self._nursery.start_soon(peer.quantum.use_source, source)
 
     async def drain(self) -> None:
         """Take nothing new, wait for what is there, end the tunnels in order."""
@@ -312,7 +347,7 @@ def _peer_address(sock: socket.socket) -> object:
 async def run_gateway(
     config: GatewayConfig, *, task_status: trio.TaskStatus[Gateway] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Run a gateway until SIGTERM or SIGINT.
+    """Run a gateway until SIGTERM or SIGINT; SIGHUP loads certificates and the like again.
 
     The first signal drains: no new connections, those in progress go on for at most
     ``shutdown.drain_s``, then every tunnel gets an authenticated END. A second one ends at once.
@@ -320,6 +355,7 @@ async def run_gateway(
     Raises:
         ConfigError: something the configuration names cannot be used.
         GatewayError: an address cannot be bound.
+        PidFileError: ``node.pid_file`` cannot be written, or another gateway holds it.
         AuditError: the audit log cannot be opened, and ``audit.failure`` is ``stop``.
         AuditFailureError: it could not be written any more, and everything was ended.
     """
@@ -333,15 +369,22 @@ async def run_gateway(
     try:
         gateway.open()
         async with trio.open_nursery() as nursery:
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            with (
+                trio.open_signal_receiver(*_SIGNALS) as signals,
+                held_pid_file(config.node.pid_file),
+            ):
                 await gateway.run(nursery)
                 await _start_admin(gateway, nursery, log)
+                reloader = Reloader(gateway, log)
+                nursery.start_soon(reloader.run)
                 gateway.log_start()
                 task_status.started(gateway)
                 async with trio.open_nursery() as ending:
                     ending.start_soon(_end_without_audit, gateway, ending)
-                    async for _ in signals:
-                        break
+                    async for number in signals:
+                        if number != signal.SIGHUP:
+                            break
+                        reloader.ask()
                     log.info("draining", drain_s=config.shutdown.drain_s)
                     ending.start_soon(_end_at_second_signal, signals, ending, log)
                     await gateway.drain()
@@ -376,7 +419,9 @@ async def _end_without_audit(gateway: Gateway, ending: trio.Nursery) -> None:
 async def _end_at_second_signal(
     signals: AsyncIterator[int], ending: trio.Nursery, log: Logger
 ) -> None:
-    async for _ in signals:
+    async for number in signals:
+        if number == signal.SIGHUP:
+            continue
         log.warning("ending_at_once", reason=Reason.SHUTDOWN)
         ending.cancel_scope.cancel()
         return

@@ -17,10 +17,9 @@ from qproxy.log import Logger
 from qproxy.net.endpoint import ConnectionLost, Endpoint, TcpEndpoint, TlsEndpoint
 from qproxy.net.listen import accept, open_listeners
 from qproxy.quantum.service_policy import ServicePolicy
+from qproxy.runtime.build import build_listener_context
 from qproxy.runtime.counters import ListenerCounters
 from qproxy.runtime.peer import Peer
-from qproxy.tls.context import ClientAuth, server_context
-from qproxy.tls.identity import TlsIdentity, TrustStore
 
 
 def text_address(address: Any) -> str:
@@ -54,12 +53,11 @@ class Listener:
         self._slots = trio.Semaphore(config.max_connections)
         self._context: SSL.Context | None = None
         if config.tls is not None:
-            trust = TrustStore.load(config.tls.client_ca) if config.tls.client_ca else None
-            self._context = server_context(
-                TlsIdentity.load(config.tls.certificate, config.tls.private_key),
-                trust=trust,
-                client_auth=ClientAuth(config.tls.client_auth),
-            )
+            self._context = build_listener_context(config.tls)
+
+    def use_tls(self, context: SSL.Context) -> None:
+        """Certificates or authorities have changed: connections from now on use these."""
+        self._context = context
 
     def open(self) -> None:
         """Bind. Raises OSError."""

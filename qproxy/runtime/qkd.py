@@ -131,6 +131,20 @@ class QuantumSide:
         """Call this whenever keys have come into the stock."""
         self._draw_listeners.append(listener)
 
+    async def use_source(self, source: KeySource) -> None:
+        """Call another source of the same keys from now on; returns when the one before is closed.
+
+        Its connections may have been made with certificates that are replaced by now.
+        """
+        before, self._source = self._source, source
+        if before is None:
+            return
+        try:
+            await trio.sleep(max(self.config.kme_timeout_s, self._settings.probe_timeout_s))
+        finally:
+            with trio.CancelScope(shield=True), trio.move_on_after(1):
+                await before.aclose()
+
     async def first_word(self) -> None:
         """Wait until keys are there or the link is known to be down, but not for long."""
         if self._source is not None and self.config.policy is not Policy.OFF:
@@ -143,11 +157,10 @@ class QuantumSide:
 
     async def run(self) -> None:
         """Probe and draw for as long as the gateway runs."""
-        source = self._source
-        if source is None:
+        if self._source is None:
             return
         try:
-            while True:
+            while (source := self._source) is not None:
                 try:
                     await self._one_round(source)
                 except Exception as error:  # a fault of ours must not leave the link unwatched
@@ -156,7 +169,7 @@ class QuantumSide:
                 await self._pause()
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(1):
-                await source.aclose()
+                await self._source.aclose()
             self.stock.close(trio.current_time())
             self._held.close()
 

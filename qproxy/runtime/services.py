@@ -14,11 +14,10 @@ from qproxy.log import Logger
 from qproxy.net.endpoint import ConnectionLost, Endpoint, TcpEndpoint, TlsEndpoint
 from qproxy.net.listen import open_connection
 from qproxy.quantum.service_policy import ServicePolicy
+from qproxy.runtime.build import build_service_context
 from qproxy.runtime.counters import Tally
 from qproxy.runtime.relay import Relay
 from qproxy.runtime.tunnel import Tunnel
-from qproxy.tls.context import client_context
-from qproxy.tls.identity import TlsIdentity, TrustStore
 from qproxy.tunnel.connection import Connection
 from qproxy.tunnel.events import StreamRequested
 
@@ -55,12 +54,13 @@ class Service:
         self._context: SSL.Context | None = None
         self._server_name: str | None = None
         if config.tls is not None:
-            identity = None
-            if config.tls.certificate is not None and config.tls.private_key is not None:
-                identity = TlsIdentity.load(config.tls.certificate, config.tls.private_key)
-            self._context = client_context(trust=TrustStore.load(config.tls.ca), identity=identity)
+            self._context = build_service_context(config.tls)
             host = config.connect.host if isinstance(config.connect, TcpAddress) else None
             self._server_name = config.tls.server_name or host
+
+    def use_tls(self, context: SSL.Context) -> None:
+        """Certificates or authorities have changed: connections from now on use these."""
+        self._context = context
 
     def allows(self, peer: str) -> bool:
         """Whether this peer may use the service."""

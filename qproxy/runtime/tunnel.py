@@ -90,7 +90,7 @@ class Tunnel:
         self.close_detail = ""
         self.draining = False
         self.relays: dict[int, Relay] = {}
-        self.facts = TunnelFacts()
+        self.facts = TunnelFacts(began_at=trio.current_time())
         self._sock = sock
         self._owner = owner
         self._nursery: trio.Nursery | None = None

@@ -59,6 +59,7 @@ class Relay:
         "_endpoint",
         "_failed",
         "_local_ended",
+        "_over",
         "_queue",
         "_queue_from",
         "_remote_ended",
@@ -104,6 +105,7 @@ class Relay:
         self._local_ended = False
         self._remote_ended = False
         self._failed = False
+        self._over = False
         self._accepted = trio.Event()
         self._delivered = trio.Event()
         self._wakeup: trio.Event | None = None
@@ -125,16 +127,15 @@ class Relay:
                     await self._accepted.wait()
                     await self._pump()
                     await self._delivered.wait()
-        except ConnectionLost as error:
-            self.fail(error.reason)
-        except LocalProtocolError as error:
-            self.fail(error.reason if self._tunnel.open else Reason.TUNNEL_LOST)
+        except (ConnectionLost, LocalProtocolError) as error:
+            self._broken(error)
         finally:
             if self._delivered.is_set() and self._local_ended and not self._failed:
                 endpoint.close()
             else:
-                self.fail(Reason.SHUTDOWN)
+                self.fail(Reason.SHUTDOWN if self._tunnel.open else Reason.TUNNEL_LOST)
                 endpoint.abort()
+            self._over = True
             self._tunnel.forget(self.stream_id)
 
     # What the tunnel's reader tells, synchronously.
@@ -148,8 +149,8 @@ class Relay:
         if not self._queue and self._endpoint is not None:
             try:
                 sent = self._endpoint.try_send(views)
-            except ConnectionLost as error:
-                self.fail(error.reason)
+            except (ConnectionLost, LocalProtocolError) as error:
+                self._broken(error)
                 return
             self._tunnel.consumed(self.stream_id, sent)
         if sent < size:
@@ -175,15 +176,20 @@ class Relay:
             self._wakeup = None
 
     def fail(self, reason: Reason) -> None:
-        """This side gives the stream up. Idempotent."""
-        if not self._failed:
+        """This side gives the stream up. Idempotent, and nothing once the relay has ended."""
+        if not (self._failed or self._over):
             self._tunnel.reset(self.stream_id, reason)
             self._end(reason)
 
     # Inside.
 
+    def _broken(self, error: ConnectionLost | LocalProtocolError) -> None:
+        """The endpoint or the core said no. A fault of ours costs the stream, never its tunnel."""
+        lost = isinstance(error, LocalProtocolError) and not self._tunnel.open
+        self.fail(Reason.TUNNEL_LOST if lost else error.reason)
+
     def _end(self, reason: Reason) -> None:
-        if self._failed:
+        if self._failed or self._over:
             return
         self._failed = True
         self.failure = reason
@@ -256,8 +262,8 @@ class Relay:
         try:
             if self._send_queued():
                 return
-        except ConnectionLost as error:
-            self.fail(error.reason)
+        except (ConnectionLost, LocalProtocolError) as error:
+            self._broken(error)
             return
         self._start_drain()
 
@@ -274,8 +280,9 @@ class Relay:
         try:
             while not self._failed and not self._send_queued():
                 await endpoint.wait_sendable()
-        except ConnectionLost as error:
-            self.fail(error.reason)
+        except (ConnectionLost, LocalProtocolError) as error:
+            # Not a failure where the tunnel's reader sent the rest meanwhile and all has ended.
+            self._broken(error)
         finally:
             self._draining = False
 

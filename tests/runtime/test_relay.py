@@ -1,132 +1,583 @@
-"""One stream's relay, around an endpoint and a tunnel that do what the test says."""
+"""A relay between a fake endpoint and a fake tunnel: every end, every order, every byte once."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import cast
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, cast
 
+import pytest
 import trio
-import trio.testing
 
-from qproxy.errors import Reason
-from qproxy.net.endpoint import MAX_SEND_VIEWS, Endpoint
+from qproxy.errors import LocalProtocolError, Reason
+from qproxy.net.endpoint import ConnectionLost, Endpoint
+from qproxy.runtime import tunnel as tunnel_module
 from qproxy.runtime.relay import Relay
 from qproxy.runtime.tunnel import Tunnel
+from qproxy.tunnel.slots import DataSlots
+
+STREAM = 7
+PLENTY = 1 << 20
+
+
+class FakeEndpoint:
+    """An application's connection whose kernel does as the test says.
+
+    Attributes:
+        room: bytes the kernel takes before it blocks.
+        arriving: what the application has sent and nobody read; b"" is its FIN.
+        taken: what the kernel took, or b"" for FIN, in order.
+        offered: how many views each try to send had.
+        fault: raised by every call from now on.
+    """
+
+    def __init__(self, room: int = PLENTY) -> None:
+        self.room = room
+        self.arriving: list[bytes] = []
+        self.taken: list[bytes] = []
+        self.offered: list[int] = []
+        self.fault: Exception | None = None
+        self.aborted = False
+        self.closed = False
+        self.eof_blocks = False
+        self._readable = trio.Event()
+        self._writable = trio.Event()
+        self._waiting_to_send = 0
+
+    @property
+    def received(self) -> bytes:
+        return b"".join(self.taken)
+
+    # What a test does.
+
+    def app_sends(self, *parts: bytes) -> None:
+        self.arriving += parts
+        self._readable.set()
+
+    def app_reads(self, count: int = PLENTY) -> None:
+        self.room += count
+        self.eof_blocks = False
+        self._writable.set()
+
+    def breaks(self, fault: Exception) -> None:
+        self.fault = fault
+        self._readable.set()
+        self._writable.set()
+
+    # What a relay calls.
+
+    def try_receive_vectors(self, buffers: Sequence[memoryview]) -> int | None:
+        self._check()
+        if not self.arriving:
+            return None
+        data = self.arriving.pop(0)
+        count = min(len(data), sum(len(buffer) for buffer in buffers))
+        if count < len(data):
+            self.arriving.insert(0, data[count:])
+        offset = 0
+        for buffer in buffers:
+            part = data[offset : min(count, offset + len(buffer))]
+            buffer[: len(part)] = part
+            offset += len(part)
+        return count
+
+    def try_send(self, data: Sequence[memoryview]) -> int:
+        self._check()
+        self.offered.append(len(data))
+        whole = b"".join(data)
+        count = min(self.room, len(whole))
+        if count:
+            self.room -= count
+            self.taken.append(whole[:count])
+        return count
+
+    async def wait_receivable(self) -> None:
+        self._check()
+        while not self.arriving and self.fault is None and not self._over:
+            self._readable = trio.Event()
+            await self._readable.wait()
+        await trio.lowlevel.checkpoint()
+        if self._over:
+            raise ConnectionLost(Reason.CLOSED, "closed here")
+
+    async def wait_sendable(self) -> None:
+        self._check()
+        assert not self._waiting_to_send, "two tasks wait to send"
+        self._waiting_to_send += 1
+        try:
+            self._writable = trio.Event()
+            await self._writable.wait()
+        finally:
+            self._waiting_to_send -= 1
+        if self._over:
+            raise ConnectionLost(Reason.CLOSED, "closed here")
+
+    def send_eof(self) -> bool:
+        self._check()
+        if self.eof_blocks:
+            return False
+        self.taken.append(b"")
+        return True
+
+    def abort(self) -> None:
+        if not self._over:
+            self.aborted = True
+            self._wake()
+
+    def close(self) -> None:
+        if not self._over:
+            self.closed = True
+            self._wake()
+
+    @property
+    def _over(self) -> bool:
+        return self.aborted or self.closed
+
+    def _wake(self) -> None:
+        self._readable.set()
+        self._writable.set()
+
+    def _check(self) -> None:
+        if self._over:
+            raise ConnectionLost(Reason.CLOSED, "closed here")
+        if self.fault is not None:
+            raise self.fault
 
 
 class FakeTunnel:
-    """Counts what is handed on."""
+    """A tunnel that keeps what it was told.
+
+    Attributes:
+        credit: bytes the stream may send.
+        sent: what it was given to send; b"" is HALF_CLOSE.
+        resets: reasons of resets sent.
+        credited: bytes given back, call by call.
+    """
 
     open = True
 
     def __init__(self, nursery: trio.Nursery) -> None:
+        self.credit = PLENTY
+        self.sent: list[bytes] = []
+        self.resets: list[Reason] = []
+        self.credited: list[int] = []
+        self.forgotten: list[int] = []
+        self.waiting: list[Relay] = []
         self._nursery = nursery
-        self.consumed_bytes = 0
 
-    def consumed(self, stream_id: int, count: int) -> None:
-        self.consumed_bytes += count
+    def sendable(self, _stream_id: int) -> int:
+        return self.credit
 
-    def start_task(self, task: Callable[[], Awaitable[None]]) -> None:
-        self._nursery.start_soon(task)
+    def send(self, _stream_id: int, slots: DataSlots, count: int) -> None:
+        self.credit -= count
+        self.sent.append(b"".join(slots.views(count))[:count])
+
+    def half_close(self, _stream_id: int) -> None:
+        self.sent.append(b"")
+
+    def reset(self, _stream_id: int, reason: Reason) -> None:
+        self.resets.append(reason)
+
+    def consumed(self, _stream_id: int, count: int) -> None:
+        if count:
+            self.credited.append(count)
+
+    def wait_for_room(self, relay: Relay) -> None:
+        self.waiting.append(relay)
 
     def forget(self, stream_id: int) -> None:
-        pass
+        self.forgotten.append(stream_id)
 
-    def reset(self, stream_id: int, reason: Reason) -> None:
-        raise AssertionError(reason)
-
-    def half_close(self, stream_id: int) -> None:
-        pass
+    def start_task(self, task: Callable[[], Any]) -> None:
+        self._nursery.start_soon(task)
 
 
-class StalledEndpoint:
-    """Takes nothing until told to; then as much at once as the kernel would."""
+class Rig:
+    """One relay that runs, and both its sides."""
 
-    def __init__(self) -> None:
-        self.going = trio.Event()
-        self.sent = bytearray()
-        self.calls = 0
-        self.ended = False
+    def __init__(self, nursery: trio.Nursery, endpoint: FakeEndpoint, **options: Any) -> None:
+        self.tunnel = FakeTunnel(nursery)
+        self.endpoint = endpoint
+        self.relay = Relay(cast(Tunnel, self.tunnel), STREAM, **options)
+        self.done = trio.Event()
+        self._nursery = nursery
 
-    def try_send(self, data: Sequence[memoryview]) -> int:
-        if not self.going.is_set():
-            return 0
-        self.calls += 1
-        joined = b"".join(data[:MAX_SEND_VIEWS])
-        self.sent += joined
-        return len(joined)
+    def start(self) -> None:
+        self._nursery.start_soon(self._run)
 
-    async def wait_sendable(self) -> None:
-        await self.going.wait()
-
-    async def wait_receivable(self) -> None:
-        await trio.lowlevel.checkpoint()
-
-    def try_receive_vectors(self, buffers: Sequence[memoryview]) -> int:
-        return 0
-
-    def send_eof(self) -> bool:
-        self.ended = True
-        return True
-
-    def close(self) -> None:
-        pass
-
-
-class RoomyTunnel(FakeTunnel):
-    def sendable(self, stream_id: int) -> int:
-        return 1 << 20
-
-
-async def test_data_in_tiny_pieces_is_gathered_while_the_application_does_not_read() -> None:
-    pieces = [bytes([number % 251]) for number in range(20_000)]
-    endpoint = StalledEndpoint()
-    async with trio.open_nursery() as nursery:
-        tunnel = RoomyTunnel(nursery)
-        relay = Relay(cast("Tunnel", tunnel), 1)
-        for piece in pieces[:100]:  # before the service is connected
-            relay.on_data([memoryview(piece)], 1)
-        nursery.start_soon(relay.run, cast("Endpoint", endpoint))
+    async def settle(self) -> None:
         await trio.testing.wait_all_tasks_blocked()
-        for piece in pieces[100:]:
-            relay.on_data([memoryview(piece)], 1)
-        relay.on_half_closed()
-        assert tunnel.consumed_bytes == 0
-        endpoint.going.set()
-    assert endpoint.sent == b"".join(pieces)
-    assert endpoint.ended
-    assert tunnel.consumed_bytes == len(pieces)
-    assert endpoint.calls == 1
+
+    def deliver(self, *parts: bytes) -> None:
+        """DATA from the far side, in a buffer that is overwritten right after."""
+        buffer = bytearray(b"".join(parts))
+        views, offset = [], 0
+        for part in parts:
+            views.append(memoryview(buffer)[offset : offset + len(part)])
+            offset += len(part)
+        self.relay.on_data(views, len(buffer))
+        buffer[:] = b"?" * len(buffer)
+
+    async def _run(self) -> None:
+        await self.relay.run(cast(Endpoint, self.endpoint))
+        self.done.set()
 
 
-async def test_the_order_holds_whatever_the_sizes_and_however_little_is_taken() -> None:
-    sizes = [1, 70_000, 3, 65_536, 65_535, 2, 16_000, 200_000, 1]
-    pieces = [bytes([number]) * size for number, size in enumerate(sizes)]
-
-    class Reluctant(StalledEndpoint):
-        async def wait_sendable(self) -> None:
-            await trio.lowlevel.checkpoint()
-            self.going.set()
-
-        def try_send(self, data: Sequence[memoryview]) -> int:
-            if not self.going.is_set():
-                return 0
-            self.going = trio.Event()
-            taken = b"".join(data)[:7_777]
-            self.sent += taken
-            return len(taken)
-
-    endpoint = Reluctant()
+@asynccontextmanager
+async def rig(room: int = PLENTY, *, start: bool = True, **options: Any) -> AsyncIterator[Rig]:
     async with trio.open_nursery() as nursery:
-        tunnel = RoomyTunnel(nursery)
-        relay = Relay(cast("Tunnel", tunnel), 1)
-        nursery.start_soon(relay.run, cast("Endpoint", endpoint))
-        for piece in pieces:
-            relay.on_data(
-                [memoryview(piece)[: len(piece) // 2], memoryview(piece)[len(piece) // 2 :]],
-                len(piece),
-            )
-            await trio.lowlevel.checkpoint()
-        relay.on_half_closed()
-    assert endpoint.sent == b"".join(pieces)
-    assert endpoint.ended
+        made = Rig(nursery, FakeEndpoint(room), **options)
+        if start:
+            made.start()
+            await made.settle()
+        yield made
+        nursery.cancel_scope.cancel()
+
+
+# --- towards the application ----------------------------------------------------------------
+
+
+async def test_partial_sends_arrive_in_order_and_once() -> None:
+    async with rig(room=3) as it:
+        it.deliver(b"abcd", b"efgh")
+        it.deliver(b"ij")
+        await it.settle()
+        assert it.endpoint.received == b"abc"
+        for _ in range(4):
+            it.endpoint.app_reads(2)
+            await it.settle()
+        assert it.endpoint.received == b"abcdefghij"
+        it.deliver(b"kl")
+        it.endpoint.app_reads()
+        await it.settle()
+        assert it.endpoint.received == b"abcdefghijkl"
+
+
+async def test_credit_comes_back_exactly_once_for_each_byte_the_application_took() -> None:
+    async with rig(room=5) as it:
+        it.deliver(b"a" * 4)
+        assert sum(it.tunnel.credited) == 4
+        it.deliver(b"b" * 10)
+        assert sum(it.tunnel.credited) == 5
+        while sum(it.tunnel.credited) < 14:
+            it.endpoint.app_reads(3)
+            await it.settle()
+            assert sum(it.tunnel.credited) == len(it.endpoint.received)
+        assert sum(it.tunnel.credited) == 14
+        await it.settle()
+        assert sum(it.tunnel.credited) == 14
+
+
+async def test_what_came_before_the_endpoint_was_there_goes_first() -> None:
+    async with rig(start=False) as it:
+        it.deliver(b"early ")
+        it.deliver(b"bird")
+        assert it.tunnel.credited == []
+        it.start()
+        await it.settle()
+        it.deliver(b"!")
+        assert it.endpoint.received == b"early bird!"
+        assert sum(it.tunnel.credited) == 11
+
+
+async def test_data_behind_a_queue_waits_its_turn_though_the_kernel_has_room_again() -> None:
+    async with rig(room=0) as it:
+        it.deliver(b"first ")
+        await it.settle()
+        it.endpoint.room = PLENTY  # and nobody was told yet
+        it.deliver(b"second")
+        assert it.endpoint.received == b""
+        it.endpoint.app_reads()
+        await it.settle()
+        assert it.endpoint.received == b"first second"
+
+
+async def test_a_slow_readers_many_small_pieces_do_not_cost_an_object_each() -> None:
+    async with rig(room=0) as it:
+        for _ in range(20_000):
+            it.deliver(b"x")
+        it.endpoint.app_reads()
+        await it.settle()
+        assert it.endpoint.received == b"x" * 20_000
+        assert max(it.endpoint.offered) < 64
+
+
+async def test_eof_comes_after_queued_data() -> None:
+    async with rig(room=2) as it:
+        it.deliver(b"abcd")
+        it.relay.on_half_closed()
+        await it.settle()
+        assert it.endpoint.taken == [b"ab"]
+        it.endpoint.app_reads()
+        await it.settle()
+        assert it.endpoint.taken == [b"ab", b"cd", b""]
+        it.endpoint.app_sends(b"bye", b"")
+        await it.done.wait()
+        assert it.tunnel.sent == [b"bye", b""]
+        assert (it.endpoint.closed, it.endpoint.aborted) == (True, False)
+        assert it.relay.failure is None
+        assert it.tunnel.resets == []
+        assert it.tunnel.forgotten == [STREAM]
+
+
+async def test_eof_that_would_block_is_sent_later() -> None:
+    async with rig() as it:
+        it.endpoint.eof_blocks = True
+        it.relay.on_half_closed()
+        await it.settle()
+        assert it.endpoint.taken == []
+        it.endpoint.app_reads()
+        await it.settle()
+        assert it.endpoint.taken == [b""]
+
+
+async def test_the_end_while_a_drain_still_waits_is_an_orderly_one() -> None:
+    async with rig(room=0) as it:
+        it.endpoint.app_sends(b"")
+        it.deliver(b"last words")
+        await it.settle()  # the drain waits for room
+        it.endpoint.room = PLENTY
+        it.relay.on_half_closed()  # and the reader finds it first
+        await it.done.wait()
+        await it.settle()
+        assert it.endpoint.taken == [b"last words", b""]
+        assert it.endpoint.closed
+        assert it.relay.failure is None
+        assert it.tunnel.resets == []
+
+
+# --- towards the tunnel ------------------------------------------------------------------
+
+
+async def test_what_the_application_sends_goes_out_as_credit_allows() -> None:
+    async with rig() as it:
+        it.tunnel.credit = 4
+        it.endpoint.app_sends(b"abcdefgh")
+        await it.settle()
+        assert it.tunnel.sent == [b"abcd"]
+        assert it.tunnel.waiting == [it.relay]
+        it.relay.wake()
+        await it.settle()
+        assert it.tunnel.sent == [b"abcd"]  # woken for nothing
+        it.tunnel.credit = PLENTY
+        it.relay.wake()
+        await it.settle()
+        assert b"".join(it.tunnel.sent) == b"abcdefgh"
+
+
+async def test_wait_for_service_reads_nothing_before_the_service_is_there() -> None:
+    async with rig(accepted=False) as it:
+        it.endpoint.app_sends(b"hello")
+        await it.settle()
+        assert it.tunnel.sent == []
+        it.relay.on_accepted()
+        await it.settle()
+        assert it.tunnel.sent == [b"hello"]
+
+
+async def test_a_refusal_while_the_service_is_waited_for_resets_the_application() -> None:
+    async with rig(accepted=False) as it:
+        it.endpoint.app_sends(b"hello")
+        it.relay.on_reset(Reason.CONNECT_REFUSED)
+        await it.done.wait()
+        assert it.tunnel.sent == []
+        assert it.endpoint.aborted
+        assert it.relay.failure is Reason.CONNECT_REFUSED
+
+
+# --- resets ------------------------------------------------------------------------------
+
+
+async def test_the_applications_rst_resets_the_stream_once() -> None:
+    async with rig() as it:
+        it.endpoint.breaks(ConnectionLost(Reason.CONNECTION_RESET, "RST"))
+        await it.done.wait()
+        assert it.tunnel.resets == [Reason.CONNECTION_RESET]
+        assert it.relay.failure is Reason.CONNECTION_RESET
+        assert it.endpoint.aborted
+        assert it.tunnel.forgotten == [STREAM]
+
+
+async def test_an_rst_that_sending_finds_resets_the_stream_once() -> None:
+    async with rig() as it:
+        it.endpoint.fault = ConnectionLost(Reason.CONNECTION_RESET, "RST")
+        it.deliver(b"too late")
+        it.deliver(b"later")
+        await it.done.wait()
+        assert it.tunnel.resets == [Reason.CONNECTION_RESET]
+        assert it.tunnel.credited == []
+
+
+async def test_an_rst_while_draining_resets_the_stream_once() -> None:
+    async with rig(room=1) as it:
+        it.deliver(b"abc")
+        await it.settle()
+        it.endpoint.breaks(ConnectionLost(Reason.CONNECTION_RESET, "RST"))
+        await it.done.wait()
+        assert it.tunnel.resets == [Reason.CONNECTION_RESET]
+        assert it.relay.failure is Reason.CONNECTION_RESET
+
+
+@pytest.mark.parametrize("way", ["sending", "draining", "half-closing"])
+async def test_a_fault_of_ours_at_an_endpoint_costs_its_stream_and_not_the_tunnel(
+    way: str,
+) -> None:
+    async with rig(room=0 if way == "draining" else PLENTY) as it:
+        fault = LocalProtocolError(Reason.INTERNAL_ERROR, "a bug")
+        if way == "draining":
+            it.deliver(b"abc")
+            await it.settle()
+            it.endpoint.breaks(fault)
+        elif way == "sending":
+            it.endpoint.fault = fault
+            it.deliver(b"abc")
+        else:
+            it.endpoint.fault = fault
+            it.relay.on_half_closed()
+        await it.done.wait()
+        assert it.tunnel.resets == [Reason.INTERNAL_ERROR]
+        assert it.endpoint.aborted
+
+
+async def test_the_far_sides_rst_resets_the_application_and_is_not_sent_back() -> None:
+    async with rig() as it:
+        it.relay.on_reset(Reason.CONNECTION_RESET)
+        await it.done.wait()
+        assert it.endpoint.aborted
+        assert it.tunnel.resets == []
+        assert it.relay.failure is Reason.CONNECTION_RESET
+        it.deliver(b"crossed it")
+        it.relay.on_half_closed()
+        it.relay.wake()
+        it.relay.fail(Reason.IDLE_TIMEOUT)
+        assert it.relay.failure is Reason.CONNECTION_RESET
+        assert it.tunnel.resets == []
+        assert it.endpoint.received == b""
+
+
+async def test_a_reset_drops_what_is_queued_and_gives_no_credit_for_it() -> None:
+    async with rig(room=2) as it:
+        it.deliver(b"abcdef")
+        it.relay.on_half_closed()
+        await it.settle()
+        it.relay.on_reset(Reason.CONNECTION_RESET)
+        await it.done.wait()
+        await it.settle()
+        assert it.endpoint.received == b"ab"
+        assert it.tunnel.credited == [2]
+        assert it.endpoint.aborted
+        assert b"" not in it.endpoint.taken
+
+
+async def test_a_reset_before_the_endpoint_is_there_resets_it_when_it_comes() -> None:
+    async with rig(start=False) as it:
+        it.deliver(b"for nobody")
+        it.relay.on_reset(Reason.CONNECTION_RESET)
+        it.start()
+        await it.done.wait()
+        assert it.endpoint.aborted
+        assert it.endpoint.received == b""
+        assert it.tunnel.credited == []
+        assert it.tunnel.forgotten == [STREAM]
+
+
+async def test_a_reset_wakes_a_relay_that_waits_for_credit() -> None:
+    async with rig() as it:
+        it.tunnel.credit = 0
+        it.endpoint.app_sends(b"abc")
+        await it.settle()
+        it.relay.on_reset(Reason.CONNECTION_RESET)
+        await it.done.wait()
+        it.relay.wake()
+        assert it.tunnel.sent == []
+
+
+async def test_nothing_fails_a_relay_that_has_ended_well() -> None:
+    async with rig() as it:
+        it.endpoint.app_sends(b"")
+        it.relay.on_half_closed()
+        await it.done.wait()
+        it.relay.fail(Reason.IDLE_TIMEOUT)
+        it.relay.on_reset(Reason.TUNNEL_LOST)
+        assert it.relay.failure is None
+        assert it.tunnel.resets == []
+        assert not it.endpoint.aborted
+
+
+@pytest.mark.parametrize(
+    ("tunnel_open", "reason"), [(True, Reason.SHUTDOWN), (False, Reason.TUNNEL_LOST)]
+)
+async def test_a_relay_that_is_cancelled_says_why(tunnel_open: bool, reason: Reason) -> None:
+    async with trio.open_nursery() as nursery:
+        it = Rig(nursery, FakeEndpoint())
+        it.start()
+        await it.settle()
+        it.tunnel.open = tunnel_open
+        nursery.cancel_scope.cancel()
+    assert it.relay.failure is reason
+    assert it.endpoint.aborted
+
+
+# --- the tunnel's clock ------------------------------------------------------------------
+
+
+class FakeConnection:
+    """As much of a core as the tunnel's look at its streams takes."""
+
+    qkd_age_from: float | None = None
+
+
+def bare_tunnel(*relays: Relay) -> Tunnel:
+    tunnel = object.__new__(Tunnel)
+    tunnel.relays = dict(enumerate(relays))
+    tunnel.connection = cast(Any, FakeConnection())
+    tunnel._stream_check_at = 0.0
+    return tunnel
+
+
+async def test_silence_both_ways_for_the_idle_timeout_resets_the_stream(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with rig(idle_timeout_s=30.0) as it:
+        tunnel = bare_tunnel(it.relay)
+        for _ in range(3):
+            await trio.sleep(20)
+            it.endpoint.app_sends(b"ping")
+            await it.settle()
+            await trio.sleep(20)
+            it.deliver(b"pong")
+            await tunnel._check_streams(trio.current_time())
+        assert not it.relay.ended
+        await trio.sleep(29.9)
+        await tunnel._check_streams(trio.current_time())
+        assert not it.relay.ended
+        await trio.sleep(tunnel_module.STREAM_CHECK_S)
+        await tunnel._check_streams(trio.current_time())
+        await it.done.wait()
+        assert it.relay.failure is Reason.IDLE_TIMEOUT
+        assert it.tunnel.resets == [Reason.IDLE_TIMEOUT]
+        assert it.endpoint.aborted
+
+
+async def test_a_slow_reader_that_takes_something_is_not_idle(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with rig(room=0, idle_timeout_s=30.0) as it:
+        tunnel = bare_tunnel(it.relay)
+        it.deliver(b"abcdef")
+        for _ in range(6):
+            await trio.sleep(20)
+            it.endpoint.app_reads(1)
+            await it.settle()
+            await tunnel._check_streams(trio.current_time())
+        assert it.endpoint.received == b"abcdef"
+        assert it.relay.failure is None
+
+
+async def test_without_an_idle_timeout_silence_is_no_reason(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with rig() as it:
+        await trio.sleep(1e6)
+        await bare_tunnel(it.relay)._check_streams(trio.current_time())
+        assert it.relay.failure is None

@@ -91,6 +91,7 @@ class Gateway:
         }
         self.tunnel_sockets: list[socket.socket] = []
         self._pending = trio.Semaphore(MAX_PENDING_HANDSHAKES)
+        self._admitted = 0
 
     def open(self) -> None:
         """Bind every listener. Raises GatewayError naming the one that cannot be bound."""
@@ -253,14 +254,20 @@ class Gateway:
         """An incoming tunnel has proved who it is, or is over."""
         self._pending.release()
 
-    def tunnel_count(self) -> int:
-        """Established tunnels over all peers."""
-        return sum(len(peer.tunnels) for peer in self.peers.values())
+    def admit(self) -> bool:
+        """Take a place for an incoming tunnel of a known peer, if ``max_tunnels`` leaves one.
 
-    @property
-    def max_tunnels(self) -> int:
-        """Tunnels at once, over all peers."""
-        return self.config.tunnel.max_tunnels
+        Before it is up: its peer may let many tunnels prove who they are, and only then go on.
+        """
+        dialled = sum(peer.dialled for peer in self.peers.values())
+        if self._admitted + dialled >= self.config.tunnel.max_tunnels:
+            return False
+        self._admitted += 1
+        return True
+
+    def release_admitted(self) -> None:
+        """Give a place that :meth:`admit` took back."""
+        self._admitted -= 1
 
     def _find_peer(self, names: frozenset[str]) -> TunnelSettings | None:
         found = [peer for name, peer in self.peers.items() if name in names]
@@ -296,6 +303,7 @@ class _Incoming:
         self._log = log
         self._peer: Peer | None = None
         self._settled = False
+        self._admitted = False
 
     def settle(self) -> None:
         """Give the place among the pending handshakes back, once."""
@@ -305,6 +313,8 @@ class _Incoming:
 
     def forget(self, tunnel: Tunnel | None) -> None:
         """The tunnel is over, even where its core never said so."""
+        if self._admitted:
+            self._gateway.release_admitted()
         if self._peer is not None and tunnel is not None:
             self._peer.forget(tunnel)
 
@@ -312,7 +322,8 @@ class _Incoming:
         """Find the peer at the handshake's end, then pass everything on to it."""
         if isinstance(event, HandshakeCompleted):
             self._peer = self._gateway.peers[event.peer_name]
-            if self._gateway.tunnel_count() >= self._gateway.max_tunnels:
+            self._admitted = self._gateway.admit()
+            if not self._admitted:
                 self._log.warning(
                     "tunnel_refused", peer=event.peer_name, reason=Reason.LIMIT_REACHED
                 )

@@ -190,6 +190,11 @@ class Peer:
         return self._drivers.get(tunnel)
 
     @property
+    def dialled(self) -> int:
+        """Established tunnels that this end dialled."""
+        return sum(tunnel in self._drivers for tunnel in self.tunnels)
+
+    @property
     def streams(self) -> int:
         """Streams in progress."""
         return sum(len(tunnel.relays) for tunnel in self.tunnels)

@@ -1,10 +1,10 @@
 """One end of a tunnel: bytes and the time in, events and bytes out.
 
 Theory of operation. :class:`Connection` is the face of a tunnel end; what happens inside is in
-:class:`~qproxy.tunnel.engine.Engine`, which it extends. A driver does five things: it puts received bytes into :meth:`receive_buffer`
-and calls :meth:`received`; sends what :meth:`data_to_send` gives and calls :meth:`data_sent`;
-handles the :meth:`events`; calls :meth:`handle_timeout` when :meth:`next_timeout` has passed; and
-calls the methods that open, feed and close streams.
+:class:`~qproxy.tunnel.engine.Engine`, which it extends. A driver does five things: it puts received
+bytes into :meth:`receive_buffer` and calls :meth:`received`; sends what :meth:`data_to_send` gives
+and calls :meth:`data_sent`; handles the :meth:`events`; calls :meth:`handle_timeout` when
+:meth:`next_timeout` has passed; and calls the methods that open, feed and close streams.
 
 No sockets, no clock, no randomness of its own: time is an argument, random bytes and ML-KEM come
 from the constructor. Errors: :class:`~qproxy.errors.RemoteProtocolError` means the peer (or the

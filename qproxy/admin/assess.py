@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from qproxy.admin.status import (
+    AuditStatus,
     GatewayStatus,
     LinkStatus,
     ListenerStatus,
@@ -24,6 +25,7 @@ from qproxy.admin.status import (
     StockStatus,
     TunnelStatus,
 )
+from qproxy.config.model import OnAuditFailure
 from qproxy.errors import Reason
 from qproxy.modes import Mode, Policy
 from qproxy.quantum.health import LinkState
@@ -114,6 +116,9 @@ def format_duration(seconds: float) -> str:
 
 
 def _not_ready(status: GatewayStatus) -> Iterator[Finding]:
+    audit = status.audit
+    if audit is not None and audit.failing is not None and audit.failure is OnAuditFailure.STOP:
+        yield _audit_finding(status, f"the audit log cannot be written ({audit.failing})")
     if status.draining:
         yield Finding(
             about="gateway",
@@ -152,6 +157,7 @@ def _last_trouble(peer: PeerStatus) -> str:
 
 
 def _warnings(status: GatewayStatus) -> Iterator[Finding]:
+    yield from _audit_warnings(status, status.audit)
     for peer in status.peers:
         yield from _tunnel_warnings(peer)
         yield from _key_warnings(peer)
@@ -166,6 +172,21 @@ def _warnings(status: GatewayStatus) -> Iterator[Finding]:
     yield from _recent(
         "gateway", status.node, status.unauthenticated, "incoming tunnels fail to authenticate"
     )
+
+
+def _audit_warnings(status: GatewayStatus, audit: AuditStatus | None) -> Iterator[Finding]:
+    if audit is None:
+        return
+    if audit.failing is not None and audit.failure is OnAuditFailure.CONTINUE:
+        yield _audit_finding(
+            status, f"the audit log cannot be written ({audit.failing}); traffic goes on without"
+        )
+    if audit.records_lost:
+        yield _audit_finding(status, f"{audit.records_lost} records of the audit trail are lost")
+
+
+def _audit_finding(status: GatewayStatus, detail: str) -> Finding:
+    return Finding(about="gateway", name=status.node, reason=Reason.AUDIT_FAILURE, detail=detail)
 
 
 def _tunnel_warnings(peer: PeerStatus) -> Iterator[Finding]:

@@ -22,7 +22,14 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from qproxy.admin.assess import Assessment, peer_obstacle
-from qproxy.admin.status import GatewayStatus, LinkStatus, PeerStatus, ReasonCounts, StockStatus
+from qproxy.admin.status import (
+    AuditStatus,
+    GatewayStatus,
+    LinkStatus,
+    PeerStatus,
+    ReasonCounts,
+    StockStatus,
+)
 from qproxy.modes import Mode, Policy
 from qproxy.quantum.health import LinkState
 
@@ -136,6 +143,37 @@ def _gateway_families(status: GatewayStatus, assessment: Assessment) -> Iterator
         "Incoming tunnels that ended before they proved whose they are.",
         ("reason",),
         [((reason.value,), count) for reason, count in status.unauthenticated.by_reason.items()],
+    )
+    yield from _audit_families(status.audit)
+
+
+def _audit_families(audit: AuditStatus | None) -> Iterator[Metric]:
+    """Without samples where there is no log: a 0 would look like one that works."""
+
+    def of(value: Callable[[AuditStatus], float]) -> list[_Sample]:
+        return [] if audit is None else [((), value(audit))]
+
+    yield _gauge(
+        "audit_failing",
+        "1 while the audit log cannot be written.",
+        (),
+        of(lambda log: log.failing is not None),
+    )
+    yield _gauge(
+        "audit_sequence",
+        "Number of the last record in the audit log.",
+        (),
+        of(lambda log: log.sequence),
+    )
+    yield _counter("audit_failures", "Outages of the audit log.", (), of(lambda log: log.failures))
+    yield _counter(
+        "audit_records", "Records written to the audit log.", (), of(lambda log: log.records)
+    )
+    yield _counter(
+        "audit_lost_records",
+        "Records of the audit trail that were never written.",
+        (),
+        of(lambda log: log.records_lost),
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from qproxy import __version__
 from qproxy.admin.status import (
+    AuditStatus,
     GatewayStatus,
     LinkStatus,
     ListenerStatus,
@@ -31,6 +32,7 @@ from qproxy.runtime.counters import Tally
 from qproxy.tunnel.settings import HYBRID_GROUPS
 
 if TYPE_CHECKING:
+    from qproxy.runtime.audit import GatewayAudit
     from qproxy.runtime.gateway import Gateway
     from qproxy.runtime.listeners import Listener
     from qproxy.runtime.peer import Peer
@@ -66,6 +68,7 @@ def snapshot(gateway: Gateway, now: float) -> GatewayStatus:
         ),
         unauthenticated=_counts(gateway.refused, now),
         unknown_services=_counts(gateway.services.refused_unknown, now),
+        audit=_snapshot_audit(gateway.audit),
     )
 
 
@@ -200,6 +203,23 @@ def _snapshot_stock(quantum: QuantumSide, now: float) -> StockStatus | None:
         discarded=counters.discarded,
         refused=counters.refused,
         redeemed=quantum.redeemed,
+    )
+
+
+def _snapshot_audit(audit: GatewayAudit) -> AuditStatus | None:
+    writer = audit.writer
+    if writer is None:
+        return None
+    head = writer.head
+    return AuditStatus(
+        file=str(audit.config.file),
+        failure=audit.config.failure,
+        failing=writer.failing,
+        failures=writer.failures,
+        records=writer.records_written,
+        records_lost=writer.records_lost,
+        sequence=head.sequence,
+        head=head.hash.hex(),
     )
 
 

@@ -10,6 +10,8 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from qproxy.audit.writer import AuditFault
+from qproxy.config.model import OnAuditFailure
 from qproxy.errors import Reason
 from qproxy.modes import Aead, KemAlgorithm, Mode, Policy
 from qproxy.quantum.health import LinkState
@@ -327,6 +329,31 @@ class ServiceStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditStatus:
+    """The audit log.
+
+    Attributes:
+        file: the file in use.
+        failure: what the gateway does where it cannot be written.
+        failing: why records are not being written now, or None.
+        failures: outages since the start.
+        records: records written since the start.
+        records_lost: records that never will be.
+        sequence: of the last record in the log; it is the head of the chain.
+        head: its hash, 96 hexadecimal digits.
+    """
+
+    file: str
+    failure: OnAuditFailure
+    failing: AuditFault | None
+    failures: int
+    records: int
+    records_lost: int
+    sequence: int
+    head: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayStatus:
     """A whole gateway.
 
@@ -339,6 +366,7 @@ class GatewayStatus:
         peers, listeners, services: in the configuration's order.
         unauthenticated: incoming tunnels that ended before they proved whose they are.
         unknown_services: streams that peers asked for to services that do not exist.
+        audit: the audit log, or None without one.
     """
 
     node: str
@@ -351,3 +379,4 @@ class GatewayStatus:
     services: tuple[ServiceStatus, ...]
     unauthenticated: ReasonCounts
     unknown_services: ReasonCounts
+    audit: AuditStatus | None = None

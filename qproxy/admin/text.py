@@ -57,6 +57,14 @@ def _head(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _body(document: Mapping[str, Any]) -> Iterator[str]:
+    audit = document.get("audit")
+    if audit is not None:
+        failing = "" if audit["failing"] is None else f", FAILING ({audit['failing']})"
+        lost = f", {audit['records_lost']} lost" if audit["records_lost"] else ""
+        yield (
+            f"audit {audit['file']}: {audit['records']} records{lost}{failing}; "
+            f"head {audit['sequence']} {str(audit['head'])[:16]}"
+        )
     for peer in document["peers"]:
         yield from _peer_lines(peer)
     for entry in document["listeners"]:

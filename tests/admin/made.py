@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from qproxy.admin.status import (
+    AuditStatus,
     GatewayStatus,
     LinkStatus,
     ListenerStatus,
@@ -19,6 +20,8 @@ from qproxy.admin.status import (
     StockStatus,
     TunnelStatus,
 )
+from qproxy.audit.writer import AuditFault
+from qproxy.config.model import OnAuditFailure
 from qproxy.errors import Reason
 from qproxy.modes import Aead, KemAlgorithm, Mode, Policy
 from qproxy.quantum.health import LinkState
@@ -148,6 +151,16 @@ SERVICE = ServiceStatus(
     refused=NOTHING,
     failed=NOTHING,
 )
+AUDIT = AuditStatus(
+    file="/var/lib/qproxy/audit.jsonl",
+    failure=OnAuditFailure.STOP,
+    failing=None,
+    failures=0,
+    records=512,
+    records_lost=0,
+    sequence=900,
+    head="0123456789abcdef" * 6,
+)
 GATEWAY = GatewayStatus(
     node="gw-a",
     version="1.2.3",
@@ -262,6 +275,17 @@ PAYMENTS_REFUSED = replace(
         ),
     ),
 )
+AUDITED = gateway(audit=AUDIT)
+AUDIT_STOPS = gateway(audit=replace(AUDIT, failing=AuditFault.DISK_FULL, failures=1))
+AUDIT_GOES_ON = gateway(
+    audit=replace(
+        AUDIT,
+        failure=OnAuditFailure.CONTINUE,
+        failing=AuditFault.UNWRITABLE,
+        failures=2,
+        records_lost=7,
+    )
+)
 ALL = {
     "payments refused": PAYMENTS_REFUSED,
     "all well": GATEWAY,
@@ -270,4 +294,7 @@ ALL = {
     "empty": EMPTY,
     "without QKD": WITHOUT_QKD,
     "draining": DRAINING,
+    "audited": AUDITED,
+    "audit stops": AUDIT_STOPS,
+    "audit goes on": AUDIT_GOES_ON,
 }

@@ -205,3 +205,15 @@ def test_a_stricter_service_that_is_refused_is_a_warning_and_the_gateway_stays_r
         ("listener", "web", "QKD is required here and no tunnel to gw-b has a fresh QKD key"),
         ("service", "db", "QKD is required here and no tunnel of gw-b has a fresh QKD key"),
     ]
+
+
+def test_a_log_that_fails_makes_the_gateway_unready_under_stop_and_warns_under_continue():
+    (reason,) = assess(made.AUDIT_STOPS).not_ready
+    assert (reason.reason, reason.about) == (Reason.AUDIT_FAILURE, "gateway")
+    assert "disk_full" in reason.detail
+    goes_on = assess(made.AUDIT_GOES_ON)
+    assert goes_on.ready
+    assert [finding.reason for finding in goes_on.warnings] == [Reason.AUDIT_FAILURE] * 2
+    assert "traffic goes on without" in goes_on.warnings[0].detail
+    assert "7 records" in goes_on.warnings[1].detail
+    assert not assess(made.AUDITED).warnings

@@ -46,7 +46,7 @@ def test_every_snapshot_fits_the_schema_which_names_every_field(name):
 def test_the_schema_demands_and_describes_every_field():
     schema = load_schema()
     objects = [schema, *(item for item in schema["$defs"].values() if "properties" in item)]
-    assert len(objects) == 12
+    assert len(objects) == 13
     for item in objects:
         assert set(item["required"]) == set(item["properties"])
         assert item["description"]
@@ -57,6 +57,7 @@ def test_the_schema_demands_and_describes_every_field():
         "stock_status": made.STOCK,
         "listener_status": made.LISTENER,
         "service_status": made.SERVICE,
+        "audit_status": made.AUDIT,
     }
     for key, value in defined.items():
         properties = schema["$defs"][key]["properties"]

@@ -144,3 +144,14 @@ def test_a_stricter_policy_of_a_listener_or_service_shows_where_there_is_one():
     assert found["qproxy_service_failed_total", "db", "qkd_too_old"] == 4
     names = {key[0] for key in samples(made.GATEWAY)}
     assert not names & {"qproxy_listener_policy_met", "qproxy_service_policy_met"}
+
+
+def test_the_audit_log_shows_where_there_is_one():
+    found = samples(made.AUDIT_GOES_ON)
+    assert found["qproxy_audit_failing",] == 1
+    assert found["qproxy_audit_failures_total",] == 2
+    assert found["qproxy_audit_records_total",] == 512
+    assert found["qproxy_audit_lost_records_total",] == 7
+    assert found["qproxy_audit_sequence",] == 900
+    assert samples(made.AUDITED)["qproxy_audit_failing",] == 0
+    assert not [key for key in samples(made.GATEWAY) if key[0].startswith("qproxy_audit")]

@@ -33,7 +33,11 @@ async def test_alive_and_ready_are_two_questions():
     ready = await ask("/readyz")
     assert ready.status == 200
     assert json.loads(ready.body) == {"ready": True, "not_ready": []}
-    for status, reason in ((made.NO_TUNNEL, "no_tunnel"), (made.DRAINING, "shutdown")):
+    for status, reason in (
+        (made.NO_TUNNEL, "no_tunnel"),
+        (made.DRAINING, "shutdown"),
+        (made.AUDIT_STOPS, "audit_failure"),
+    ):
         response = await ask("/readyz", status=status)
         assert response.status == 503
         assert json.loads(response.body)["not_ready"][0]["reason"] == reason
@@ -123,6 +127,7 @@ class Gateway:
         self.draining = False
         self.peers = self.listeners = {}
         self.services = types.SimpleNamespace(configured={}, refused_unknown=tally())
+        self.audit = types.SimpleNamespace(writer=None)
         self.refused = tally()
 
 

@@ -96,3 +96,13 @@ def test_what_is_no_status_document_is_said_to_be_none(spoil):
     spoil(found)
     with pytest.raises(StatusFormatError):
         status_lines(found)
+
+
+def test_the_audit_log_is_one_line_with_its_head():
+    assert lines(made.AUDITED)[1] == (
+        "audit /var/lib/qproxy/audit.jsonl: 512 records; head 900 0123456789abcdef"
+    )
+    assert "7 lost, FAILING (unwritable)" in lines(made.AUDIT_GOES_ON)[3]
+    older = document(made.AUDITED)
+    del older["audit"]
+    assert status_lines(older)[1:] == lines(made.GATEWAY)[1:]

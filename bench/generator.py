@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from bench.children import END_S, READY_S
 from bench.stats import BenchError
@@ -104,11 +104,26 @@ class LoadClient(_Program):
         Raises:
             BenchError: it failed, bytes were lost or changed, or it took too long.
         """
+        return float(self._ask(action, timeout_s, **arguments)["seconds"])
+
+    def pings(self, duration_s: float, timeout_s: float) -> list[float]:
+        """Let it send one byte and wait for one, again and again.
+
+        Returns:
+            How long each took, in seconds.
+
+        Raises:
+            BenchError: as :meth:`do`.
+        """
+        answer = self._ask("pings", timeout_s, milliseconds=round(duration_s * 1000))
+        return [latency_us / 1e6 for latency_us in answer["latencies_us"]]
+
+    def _ask(self, action: str, timeout_s: float, **arguments: int) -> dict[str, Any]:
         self.write_line(json.dumps({"do": action, **arguments}))
-        answer = json.loads(self.read_line(timeout_s))
+        answer: dict[str, Any] = json.loads(self.read_line(timeout_s))
         if "error" in answer:
             raise BenchError(f"{action}: {answer['error']}")
-        return float(answer["seconds"])
+        return answer
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:

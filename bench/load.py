@@ -198,6 +198,8 @@ class Client:
         elif action == "check_up":
             sock = self._ask(b"u", total)
             _compare(send_checked(sock, total), receive_exactly(sock, _DIGEST_BYTES))
+        elif action == "pings":
+            return {"seconds": 0.0, "latencies_us": self._pings(request["milliseconds"] / 1000)}
         else:
             raise LoadError(f"unknown action {action!r}")
         return {"seconds": time.perf_counter() - began}
@@ -207,6 +209,21 @@ class Client:
         if self._sock is not None:
             self._sock.close()
             self._sock = None
+
+    def _pings(self, duration_s: float) -> list[int]:
+        """One byte there and one back, again and again; how long each took, in microseconds."""
+        if self._sock is None:
+            raise LoadError("not connected")
+        sock, message = self._sock, REQUEST.pack(b"U", 1) + b"?"
+        latencies = []
+        began = now = time.perf_counter()
+        while now - began < duration_s:
+            sock.sendall(message)
+            if receive_exactly(sock, 1) != b"!":
+                raise LoadError("no answer to a ping")
+            before, now = now, time.perf_counter()
+            latencies.append(round((now - before) * 1e6))
+        return latencies
 
     def _ask(self, what: bytes, total: int) -> socket.socket:
         if self._sock is None:

@@ -65,18 +65,19 @@ def _measure(parameters: ThroughputParameters) -> Measure:
         if bench.first:
             for direction in DIRECTIONS:
                 count = parameters.check_bytes
-                client.do(f"check_{direction}", _limit_s(count), bytes=count)
+                client.do(f"check_{direction}", limit_s(count), bytes=count)
         for direction in DIRECTIONS:
             count = parameters.warmup_bytes
-            client.do(direction, _limit_s(count), bytes=count)
-            yield direction, _timed(bench, direction, parameters.sample_bytes)
+            client.do(direction, limit_s(count), bytes=count)
+            yield direction, timed_transfer(bench, direction, parameters.sample_bytes)
 
     return measure
 
 
-def _timed(bench: Bench, direction: str, count: int) -> dict[str, float]:
+def timed_transfer(bench: Bench, direction: str, count: int) -> dict[str, float]:
+    """Move bytes one way. Gives speed and cost. Raises BenchError."""
     meter = CpuMeter(bench)
-    seconds = bench.client.do(direction, _limit_s(count), bytes=count)
+    seconds = bench.client.do(direction, limit_s(count), bytes=count)
     values = {
         "bytes": float(count),
         "seconds": seconds,
@@ -88,5 +89,6 @@ def _timed(bench: Bench, direction: str, count: int) -> dict[str, float]:
     return values
 
 
-def _limit_s(count: int) -> float:
+def limit_s(count: int) -> float:
+    """How long moving so many bytes may take, in seconds."""
     return _GRACE_S + count / _SLOWEST_BPS

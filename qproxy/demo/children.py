@@ -61,6 +61,11 @@ class Child:
         self._may_end = False
 
     @property
+    def pid(self) -> int | None:
+        """Its process ID; None before it was started."""
+        return None if self._process is None else self._process.pid
+
+    @property
     def last_lines(self) -> tuple[str, ...]:
         """The last lines it wrote, oldest first."""
         return tuple(f"{self.name}: {line}" for line in self._lines)

@@ -1,0 +1,43 @@
+"""Gaps and percentiles, and the load itself against the service alone."""
+
+import pytest
+import trio
+
+from bench.mixed_load import LONG_STREAMS, MixedLoad, percentile
+from qproxy.demo.service import serve
+
+
+@pytest.mark.parametrize(
+    ("samples", "share", "expected"),
+    [([5.0], 0.99, 5.0), ([3.0, 1.0, 2.0], 0.5, 2.0), (list(range(1000)), 0.99, 990)],
+)
+def test_percentiles(samples, share, expected):
+    assert percentile(samples, share) == expected
+
+
+def test_no_sample_has_no_percentile():
+    with pytest.raises(ValueError, match="at least one"):
+        percentile([], 0.99)
+
+
+async def test_everything_is_verified_and_every_gap_is_seen(nursery):
+    _, port = await nursery.start(serve)
+    load = MixedLoad(port)
+    began_s = load.now_s()
+    async with load.running():
+        while load.traffic.opened < LONG_STREAMS + 20:
+            await trio.sleep(0.01)
+    ended_s = load.now_s()
+    traffic = load.traffic
+    assert (traffic.faults, traffic.failed, traffic.lost_bytes) == ([], 0, 0)
+    assert traffic.verified_bytes > 0
+    gaps = load.gaps_s(began_s, ended_s)
+    assert len(gaps) > LONG_STREAMS
+    assert 0 < max(gaps) < ended_s - began_s
+    assert 0 < load.longest_quiet_gap_s(began_s, ended_s, ended_s - began_s) == max(gaps)
+
+
+async def test_silence_is_one_long_gap(nursery):
+    _, port = await nursery.start(serve)
+    load = MixedLoad(port)
+    assert load.gaps_s(1.0, 3.5) == [2.5]

@@ -194,7 +194,8 @@ class TlsPhase:
         if self._find_peer is not None:
             self._settings = self._find_peer(names) or self._settings
         wanted = self._settings.peer_name
-        if wanted not in names:
+        # Settings that are no peer's have no name; an alternative name may be empty, too.
+        if not wanted or wanted not in names:
             raise RemoteProtocolError(
                 Reason.PEER_NAME_MISMATCH,
                 f"the peer's certificate is for {sorted(names)[:4]}, expected {wanted!r}",

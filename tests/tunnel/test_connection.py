@@ -23,9 +23,18 @@ from qproxy.tunnel.events import (
     TunnelClosed,
     TunnelEstablished,
 )
-from qproxy.tunnel.settings import Role
+from qproxy.tunnel.settings import Role, TunnelSettings
 from qproxy.tunnel.slots import DataSlots
-from tests.tunnel.helpers import CLIENT, SERVER, Pair, established, make_pair, qkd_keys, replace
+from tests.tunnel.helpers import (
+    CLIENT,
+    SERVER,
+    Pair,
+    established,
+    make_pair,
+    qkd_keys,
+    replace,
+    tunnel_context,
+)
 
 BOTH = (Role.CLIENT, Role.SERVER)
 
@@ -260,3 +269,14 @@ def test_a_limit_cuts_the_views_of_slots() -> None:
     assert sum(len(view) for view in slots.views(16377)) == 16377
     assert [len(view) for view in slots.views(40_000)] == [16377, 16377, 7246]
     assert sum(len(view) for view in slots.views(1 << 30)) == slots.capacity
+
+
+def test_an_empty_alternative_name_is_nobodys() -> None:
+    """What a gateway holds for an unknown peer has no name, and must match none."""
+    unknown = TunnelSettings(local_name="gw-b", peer_name="")
+    pair = make_pair(
+        server=unknown, client_tls=tunnel_context(Role.CLIENT, "", common_name="nobody")
+    )
+    with pytest.raises(RemoteProtocolError) as refused:
+        pair.pump()
+    assert refused.value.reason is Reason.PEER_NAME_MISMATCH

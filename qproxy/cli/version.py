@@ -40,7 +40,10 @@ def _package(name: str) -> str:
 
 def _liboqs() -> str:
     """Version of the native library. `oqs` itself is not imported: it would build one."""
-    root = Path(os.environ.get("OQS_INSTALL_PATH") or Path.home() / "_oqs")
+    try:
+        root = Path(os.environ.get("OQS_INSTALL_PATH") or Path.home() / "_oqs")
+    except RuntimeError:  # a user without a home, as in some containers
+        root = Path("/nonexistent")
     for path in ("liboqs.so", root / "lib" / "liboqs.so", root / "lib64" / "liboqs.so"):
         try:
             library = ctypes.CDLL(str(path))

@@ -386,7 +386,12 @@ def _probe_liboqs() -> None:
         wanted = importlib.metadata.version("liboqs-python")
     except importlib.metadata.PackageNotFoundError:
         raise _LiboqsUnavailableError("the Python package liboqs-python is not installed") from None
-    for path in _library_paths():
+    try:
+        paths = _library_paths()
+    except RuntimeError:
+        # liboqs-python would stop at the same: this user is in no table and HOME is not set.
+        raise _LiboqsUnavailableError("this user has no home directory to look in") from None
+    for path in paths:
         try:
             library = ctypes.CDLL(path)
         except OSError:

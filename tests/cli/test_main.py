@@ -132,6 +132,17 @@ def test_liboqs_is_named_where_it_is_and_missed_where_it_is_not(monkeypatch, tmp
     assert "liboqs not found" in version.version_text()
 
 
+def test_versions_can_be_told_to_a_user_without_a_home_directory(monkeypatch):
+    from qproxy.cli import version
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("OQS_INSTALL_PATH", raising=False)
+    monkeypatch.setattr(version.Path, "home", homeless)
+    assert version.version_text().startswith(f"qproxy {__version__}")
+
+
 class Version:
     """A foreign function: takes a result type, gives bytes."""
 

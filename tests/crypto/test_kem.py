@@ -401,6 +401,17 @@ def test_a_failing_import_is_unavailable_not_an_exit(monkeypatch):
     assert "PYOQS_VERSION" not in os.environ
 
 
+def test_a_user_without_a_home_directory_gets_openssl(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("OQS_INSTALL_PATH", raising=False)
+    monkeypatch.setattr(kem.Path, "home", homeless)
+    assert load_kem_provider(KemProviderChoice.AUTO).name.startswith("OpenSSL")
+    with pytest.raises(ConfigError, match="no home directory"):
+        load_kem_provider(KemProviderChoice.LIBOQS)
+
+
 def test_the_environment_is_put_back_after_the_import(monkeypatch):
     monkeypatch.setenv("PYOQS_VERSION", "0.16.0")
     with kem._quiet_import():

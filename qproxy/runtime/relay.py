@@ -35,6 +35,8 @@ TURNS = 4
 #: Small pieces of data that wait for the application are gathered into chunks of up to this size,
 #: in bytes.
 QUEUE_CHUNK_BYTES = 64 * 1024
+#: How long an application may take over what is left for it once its tunnel is gone, in seconds.
+LAST_DELIVERY_S = 30.0
 
 #: The read buffer that all relays of a process share: nothing is awaited between receiving into it
 #: and sealing from it.
@@ -64,6 +66,7 @@ class Relay:
         "_queue_from",
         "_remote_ended",
         "_scope",
+        "_settled",
         "_tunnel",
         "_wakeup",
         "active_at",
@@ -107,7 +110,8 @@ class Relay:
         self._failed = False
         self._over = False
         self._accepted = trio.Event()
-        self._delivered = trio.Event()
+        self._delivered = False
+        self._settled = trio.Event()
         self._wakeup: trio.Event | None = None
         if accepted:
             self._accepted.set()
@@ -126,11 +130,12 @@ class Relay:
                     self._drain_now()
                     await self._accepted.wait()
                     await self._pump()
-                    await self._delivered.wait()
+                    await self._settled.wait()
+                    await self._deliver_alone(endpoint)
         except (ConnectionLost, LocalProtocolError) as error:
             self._broken(error)
         finally:
-            if self._delivered.is_set() and self._local_ended and not self._failed:
+            if self._delivered and self._local_ended and not self._failed:
                 endpoint.close()
             else:
                 self.fail(Reason.SHUTDOWN if self._tunnel.open else Reason.TUNNEL_LOST)
@@ -167,7 +172,15 @@ class Relay:
 
     def on_reset(self, reason: Reason) -> None:
         """RST, a refusal, or the end of the tunnel: the application gets an RST, too."""
-        self._end(reason)
+        if reason is not Reason.TUNNEL_LOST or not self._complete:
+            self._end(reason)
+
+    def on_tunnel_over(self) -> None:
+        """The tunnel and its tasks are gone. What has come whole is still delivered."""
+        if self._complete:
+            self._settled.set()
+        else:
+            self._end(Reason.TUNNEL_LOST)
 
     def wake(self) -> None:
         """There may be room to send again."""
@@ -182,6 +195,21 @@ class Relay:
             self._end(reason)
 
     # Inside.
+
+    @property
+    def _complete(self) -> bool:
+        """Both halves have ended: nothing is left but to hand on what is queued."""
+        return self._local_ended and self._remote_ended and not self._failed
+
+    async def _deliver_alone(self, endpoint: Endpoint) -> None:
+        """Send what is queued where the tunnel, whose task would have done it, is gone.
+
+        The far gateway ends its tunnels as soon as its own connections have ended, and a slow
+        application here may by then have much to read that arrived in order and whole.
+        """
+        with trio.move_on_after(LAST_DELIVERY_S):
+            while not self._send_queued():
+                await endpoint.wait_sendable()
 
     def _broken(self, error: ConnectionLost | LocalProtocolError) -> None:
         """The endpoint or the core said no. A fault of ours costs the stream, never its tunnel."""
@@ -300,10 +328,11 @@ class Relay:
             self.active_at = trio.current_time()
             self._drop_sent(sent)
             self._tunnel.consumed(self.stream_id, sent)
-        if self._remote_ended and not self._delivered.is_set():
+        if self._remote_ended and not self._delivered:
             if not endpoint.send_eof():
                 return False
-            self._delivered.set()
+            self._delivered = True
+            self._settled.set()
         return True
 
     def _drop_sent(self, sent: int) -> None:

@@ -181,6 +181,9 @@ class Tunnel:
 
     def wait_for_room(self, relay: Relay) -> None:
         """Wake this relay when credit or room may be there."""
+        stream = self.connection.session.streams.get(relay.stream_id)
+        if stream is not None and stream.starved:
+            return  # Its own CreditAvailable wakes it; no flush can help before.
         self._waiting[relay] = None
 
     def forget(self, stream_id: int) -> None:
@@ -400,4 +403,4 @@ class Tunnel:
 
     def _close_relays(self) -> None:
         for relay in list(self.relays.values()):
-            relay.on_reset(Reason.TUNNEL_LOST)
+            relay.on_tunnel_over()

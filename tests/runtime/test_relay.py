@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -12,8 +13,9 @@ import trio
 from qproxy.errors import LocalProtocolError, Reason
 from qproxy.net.endpoint import ConnectionLost, Endpoint
 from qproxy.runtime import tunnel as tunnel_module
-from qproxy.runtime.relay import Relay
+from qproxy.runtime.relay import LAST_DELIVERY_S, Relay
 from qproxy.runtime.tunnel import Tunnel
+from qproxy.tunnel.events import CreditAvailable
 from qproxy.tunnel.slots import DataSlots
 
 STREAM = 7
@@ -518,6 +520,79 @@ async def test_a_relay_that_is_cancelled_says_why(tunnel_open: bool, reason: Rea
     assert it.endpoint.aborted
 
 
+# --- the tunnel ends while the application still reads -----------------------------------
+
+
+async def complete_but_slow(it: Rig) -> None:
+    """Both halves have ended; the application has not read everything yet."""
+    it.endpoint.app_sends(b"")
+    it.deliver(b"all of it")
+    it.relay.on_half_closed()
+    await it.settle()
+    assert it.endpoint.received == b"al"
+
+
+async def test_what_has_come_whole_is_delivered_though_the_tunnel_ends() -> None:
+    async with trio.open_nursery() as nursery:
+        it = Rig(nursery, FakeEndpoint(room=2))
+        async with trio.open_nursery() as of_tunnel:
+            it.tunnel._nursery = of_tunnel
+            it.start()
+            await complete_but_slow(it)
+            it.relay.on_reset(Reason.TUNNEL_LOST)  # the core's, at its end
+            it.tunnel.open = False
+            of_tunnel.cancel_scope.cancel()
+        it.relay.on_tunnel_over()
+        await it.settle()
+        it.endpoint.app_reads(3)
+        await it.settle()
+        it.endpoint.app_reads()
+        await it.done.wait()
+        assert it.endpoint.received == b"all of it"
+        assert it.endpoint.taken[-1] == b""
+        assert (it.endpoint.closed, it.endpoint.aborted) == (True, False)
+        assert it.relay.failure is None
+
+
+async def test_an_application_that_never_reads_the_rest_is_reset_in_the_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with rig(room=2) as it:
+        it.tunnel.start_task = lambda _task: None  # type: ignore[method-assign,assignment]
+        await complete_but_slow(it)
+        it.tunnel.open = False
+        it.relay.on_tunnel_over()
+        before = trio.current_time()
+        await it.done.wait()
+        assert trio.current_time() - before == pytest.approx(LAST_DELIVERY_S)
+        assert it.endpoint.aborted
+        assert it.relay.failure is Reason.TUNNEL_LOST
+
+
+@pytest.mark.parametrize("ended", ["neither", "local", "remote"])
+async def test_a_stream_cut_short_by_the_tunnels_end_is_reset(ended: str) -> None:
+    async with rig(room=2) as it:
+        it.deliver(b"a part")
+        if ended == "local":
+            it.endpoint.app_sends(b"")
+        if ended == "remote":
+            it.relay.on_half_closed()
+        await it.settle()
+        it.relay.on_tunnel_over()
+        await it.done.wait()
+        assert it.endpoint.aborted
+        assert it.relay.failure is Reason.TUNNEL_LOST
+
+
+async def test_the_far_sides_rst_after_both_ends_still_resets() -> None:
+    async with rig(room=2) as it:
+        await complete_but_slow(it)
+        it.relay.on_reset(Reason.CONNECTION_RESET)
+        await it.done.wait()
+        assert it.endpoint.aborted
+        assert it.relay.failure is Reason.CONNECTION_RESET
+
+
 # --- the tunnel's clock ------------------------------------------------------------------
 
 
@@ -581,3 +656,36 @@ async def test_without_an_idle_timeout_silence_is_no_reason(
         await trio.sleep(1e6)
         await bare_tunnel(it.relay)._check_streams(trio.current_time())
         assert it.relay.failure is None
+
+
+def waits(it: Rig) -> bool:
+    return it.relay._wakeup is not None
+
+
+class FakeStreams:
+    """The core's table of streams, as far as waiting for credit goes."""
+
+    def __init__(self, starved: set[int]) -> None:
+        self._starved = starved
+
+    def get(self, stream_id: int) -> Any:
+        return SimpleNamespace(starved=stream_id in self._starved)
+
+
+async def test_a_stream_without_credit_of_its_own_is_not_woken_by_every_flush() -> None:
+    async with rig() as starved, rig() as blocked:
+        blocked.relay.stream_id = STREAM + 2
+        tunnel = bare_tunnel()
+        tunnel.connection.session = cast(Any, SimpleNamespace(streams=FakeStreams({STREAM})))
+        tunnel._waiting = {}
+        tunnel.relays = {it.relay.stream_id: it.relay for it in (starved, blocked)}
+        for it in (starved, blocked):
+            it.relay._tunnel = tunnel
+            it.relay._wakeup = trio.Event()
+            tunnel.wait_for_room(it.relay)
+        tunnel._wake_waiting()
+        assert (waits(blocked), waits(starved)) == (False, True)
+        tunnel._on_event(CreditAvailable(STREAM))
+        assert not waits(starved)
+        for it in (starved, blocked):
+            it.relay._tunnel = cast(Tunnel, it.tunnel)

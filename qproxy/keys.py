@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 #: Shortest QKD key that may count towards ``hybrid``, in bytes.
@@ -33,3 +34,9 @@ class QkdKey:
         """Overwrite the secret. Copies that a library made are out of reach (SECURITY.md)."""
         self.key[:] = bytes(len(self.key))
         del self.key[:]
+
+
+def wipe_keys(keys: Iterable[QkdKey]) -> None:
+    """Overwrite QKD keys that have done their work, or never will."""
+    for key in keys:
+        key.wipe()

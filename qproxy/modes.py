@@ -56,3 +56,12 @@ class KemProviderChoice(enum.StrEnum):
     AUTO = "auto"
     LIBOQS = "liboqs"
     OPENSSL = "openssl"
+
+
+class ClientAuth(enum.StrEnum):
+    """Whether a TLS server asks for a client certificate."""
+
+    NONE = "none"
+    OPTIONAL = "optional"
+    """None is fine, a bad one is not."""
+    REQUIRED = "required"

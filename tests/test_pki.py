@@ -11,6 +11,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 
+from qproxy.modes import ClientAuth
 from qproxy.pki import (
     KeyAlgorithm,
     PkiError,
@@ -20,7 +21,7 @@ from qproxy.pki import (
     make_authority,
     make_crl,
 )
-from qproxy.tls.context import ClientAuth, client_context, server_context
+from qproxy.tls.context import client_context, server_context
 from qproxy.tls.identity import TlsIdentity, TrustStore
 from qproxy.tls.names import certificate_names
 

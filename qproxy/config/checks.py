@@ -13,7 +13,6 @@ from qproxy.config.document import shown
 from qproxy.config.model import (
     AdminConfig,
     AuditConfig,
-    ClientAuth,
     KeyStockConfig,
     KmeConfig,
     LinkConfig,
@@ -27,7 +26,7 @@ from qproxy.config.model import (
     TunnelConfig,
 )
 from qproxy.config.walk import KeyPath, Report, Walk, did_you_mean
-from qproxy.modes import Policy
+from qproxy.modes import ClientAuth, Policy
 
 
 def check_tunnel(tunnel: TunnelConfig, path: KeyPath, report: Report) -> None:

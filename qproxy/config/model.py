@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qproxy.address import Address
-from qproxy.modes import Aead, KemAlgorithm, KemProviderChoice, Policy
+from qproxy.modes import Aead, ClientAuth, KemAlgorithm, KemProviderChoice, Policy
 from qproxy.quantum.health_settings import HealthSettings
 
 KIB = 1024
@@ -38,14 +38,6 @@ class LogLevel(enum.StrEnum):
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
-
-
-class ClientAuth(enum.StrEnum):
-    """What a TLS listener asks of an application's certificate."""
-
-    NONE = "none"
-    OPTIONAL = "optional"
-    REQUIRED = "required"
 
 
 class OnAuditFailure(enum.StrEnum):

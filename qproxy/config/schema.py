@@ -16,7 +16,6 @@ from qproxy.config.model import (
     KIB,
     AdminConfig,
     AuditConfig,
-    ClientAuth,
     ControlConfig,
     Etsi014SourceConfig,
     FileSourceConfig,
@@ -60,7 +59,7 @@ from qproxy.config.scalars import (
 from qproxy.config.sections import ListOf, Named, Section, Tagged, defaults_of
 from qproxy.config.walk import Kind
 from qproxy.keys import MAX_QKD_KEY_BYTES, MIN_QKD_KEY_BYTES
-from qproxy.modes import Aead, KemAlgorithm, KemProviderChoice, Policy
+from qproxy.modes import Aead, ClientAuth, KemAlgorithm, KemProviderChoice, Policy
 from qproxy.quantum.health_settings import MAX_RATIO_WINDOW, HealthSettings
 
 #: Most peers, key sources, listeners and services, each.

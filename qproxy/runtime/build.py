@@ -19,11 +19,12 @@ from qproxy.config.model import (
 from qproxy.config.scalars import load_psk
 from qproxy.crypto import labels
 from qproxy.errors import ConfigError
+from qproxy.modes import ClientAuth
 from qproxy.net.http_client import HttpClient
 from qproxy.sources.base import KeySource
 from qproxy.sources.etsi014 import Etsi014Source
 from qproxy.sources.file import FileSource
-from qproxy.tls.context import ClientAuth, client_context, server_context
+from qproxy.tls.context import client_context, server_context
 from qproxy.tls.identity import TlsIdentity, TrustStore
 from qproxy.tls.names import certificate_hash
 from qproxy.tunnel.settings import TunnelSettings
@@ -62,7 +63,7 @@ def build_listener_context(config: ListenerTlsConfig) -> SSL.Context:
     return server_context(
         TlsIdentity.load(config.certificate, config.private_key),
         trust=TrustStore.load(config.client_ca) if config.client_ca else None,
-        client_auth=ClientAuth(config.client_auth),
+        client_auth=config.client_auth,
     )
 
 

@@ -15,7 +15,7 @@ import trio
 
 from qproxy.config.model import PeerConfig
 from qproxy.errors import KeySourceError, Reason
-from qproxy.keys import QkdKey
+from qproxy.keys import QkdKey, wipe_keys
 from qproxy.log import Logger
 from qproxy.modes import Mode, Policy
 from qproxy.quantum.health import LinkChange, LinkHealth, LinkReport, LinkState
@@ -24,7 +24,7 @@ from qproxy.quantum.redeemed import RedeemedKeys, RedeemedSettings
 from qproxy.quantum.spent import SpentIds
 from qproxy.quantum.stock import KeyStock, StockSettings
 from qproxy.runtime.counters import Tally
-from qproxy.sources.base import KeySource, SourceStatus, wipe_keys
+from qproxy.sources.base import KeySource, SourceStatus
 from qproxy.tunnel.announce import INSTANCE_ID_BYTES, MAX_KEYS_PER_ANNOUNCE, KeyReport
 from qproxy.tunnel.events import KeysReported
 from qproxy.tunnel.messages import OfferedKey

@@ -19,13 +19,14 @@ from qproxy.address import Address, TcpAddress
 from qproxy.config.model import KmeConfig, KmeSimConfig
 from qproxy.errors import ConfigError
 from qproxy.log import Logger, get_logger
+from qproxy.modes import ClientAuth
 from qproxy.net.http_server import HttpLimits, Request, Response, serve_http
 from qproxy.net.listen import open_listeners
 from qproxy.sim.api import KmeApi, Refusal, Site
 from qproxy.sim.control import Control, KmeMode
 from qproxy.sim.link import SimulatedLink
 from qproxy.sim.store import KeyStore
-from qproxy.tls.context import ClientAuth, server_context
+from qproxy.tls.context import server_context
 from qproxy.tls.identity import TlsIdentity, TrustStore
 from qproxy.tls.names import certificate_names
 

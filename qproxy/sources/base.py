@@ -93,9 +93,3 @@ class KeySource(Protocol):
     async def aclose(self) -> None:
         """Let go of connections. Idempotent."""
         ...
-
-
-def wipe_keys(keys: Sequence[QkdKey]) -> None:
-    """Wipe every key of a list that nobody will use."""
-    for key in keys:
-        key.wipe()

@@ -24,9 +24,9 @@ from typing import Protocol
 from urllib.parse import quote, urlencode
 
 from qproxy.errors import ConfigError, KeySourceError, Reason
-from qproxy.keys import MAX_KEY_ID_BYTES, MAX_QKD_KEY_BYTES, QkdKey
+from qproxy.keys import MAX_KEY_ID_BYTES, MAX_QKD_KEY_BYTES, QkdKey, wipe_keys
 from qproxy.net.http_client import HttpClientError, HttpErrorKind, HttpResponse
-from qproxy.sources.base import MAX_KEYS_PER_CALL, SourceStatus, wipe_keys
+from qproxy.sources.base import MAX_KEYS_PER_CALL, SourceStatus
 from qproxy.sources.etsi014_wire import (
     MAX_SAE_ID_BYTES,
     ErrorBody,

@@ -29,8 +29,8 @@ from pathlib import Path
 import trio
 
 from qproxy.errors import KeySourceError, Reason
-from qproxy.keys import MAX_QKD_KEY_BYTES, QkdKey
-from qproxy.sources.base import MAX_KEYS_PER_CALL, SourceStatus, wipe_keys
+from qproxy.keys import MAX_QKD_KEY_BYTES, QkdKey, wipe_keys
+from qproxy.sources.base import MAX_KEYS_PER_CALL, SourceStatus
 
 #: Most keys in one half of a directory.
 MAX_KEYS_PER_DIRECTORY = 100_000

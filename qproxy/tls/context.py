@@ -10,7 +10,6 @@ on this side: :func:`verify_failure` gives it for the log and the metric.
 
 from __future__ import annotations
 
-import enum
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from cryptography.x509 import Certificate
 from OpenSSL import SSL, crypto
 
 from qproxy.errors import ConfigError, Reason, RemoteProtocolError
+from qproxy.modes import ClientAuth
 from qproxy.tls.identity import TlsIdentity, TrustStore
 from qproxy.tls.names import check_server_name, is_ip_address
 
@@ -37,14 +37,6 @@ _ERROR_NAMES: dict[int, str] = {
     for name, number in vars(_ERRORS).items()
     if name.startswith("ERR_")
 }
-
-
-class ClientAuth(enum.StrEnum):
-    """Whether a server asks for a client certificate."""
-
-    NONE = "none"
-    OPTIONAL = "optional"  # none is fine, a bad one is not
-    REQUIRED = "required"
 
 
 @dataclass(slots=True)

@@ -19,13 +19,12 @@ from collections.abc import Sequence
 from OpenSSL import SSL
 
 from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError, public_reason
-from qproxy.keys import QkdKey
+from qproxy.keys import QkdKey, wipe_keys
 from qproxy.modes import Mode, Policy
 from qproxy.tunnel.announce import KeyReport
 from qproxy.tunnel.engine import Engine
 from qproxy.tunnel.epoch_client import ClientEpochs
 from qproxy.tunnel.epoch_server import ServerEpochs
-from qproxy.tunnel.epochs import wipe_keys
 from qproxy.tunnel.events import Event
 from qproxy.tunnel.frames import FrameType, OpenRequest
 from qproxy.tunnel.messages import OfferedKey

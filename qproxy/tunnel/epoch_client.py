@@ -8,11 +8,11 @@ from qproxy.crypto.kem import SIZES as KEM_SIZES
 from qproxy.crypto.kem import KemKeyPair, KemProvider
 from qproxy.crypto.schedule import PendingEpoch, wipe
 from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError
-from qproxy.keys import MAX_KEY_ID_BYTES, MAX_QKD_KEY_BYTES, MIN_QKD_KEY_BYTES, QkdKey
+from qproxy.keys import MAX_KEY_ID_BYTES, MAX_QKD_KEY_BYTES, MIN_QKD_KEY_BYTES, QkdKey, wipe_keys
 from qproxy.modes import Mode, Policy
 from qproxy.tunnel.codec import is_usable_text
 from qproxy.tunnel.constants import MAX_ATTEMPTS_PER_EPOCH, MAX_EPOCH, MAX_KEYS_PER_OFFER
-from qproxy.tunnel.epochs import Attempt, Committed, EpochExchange, wipe_keys
+from qproxy.tunnel.epochs import Attempt, Committed, EpochExchange
 from qproxy.tunnel.events import EpochFailed
 from qproxy.tunnel.messages import (
     CONNECTION_ID_BYTES,

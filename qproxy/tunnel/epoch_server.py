@@ -8,10 +8,10 @@ from qproxy.crypto.kem import SIZES as KEM_SIZES
 from qproxy.crypto.kem import KemProvider
 from qproxy.crypto.schedule import PendingEpoch, wipe
 from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError
-from qproxy.keys import QkdKey
+from qproxy.keys import QkdKey, wipe_keys
 from qproxy.modes import Mode, Policy, stricter
 from qproxy.tunnel.constants import MAX_ATTEMPTS_PER_EPOCH, MAX_EPOCH
-from qproxy.tunnel.epochs import Attempt, Committed, EpochExchange, wipe_keys
+from qproxy.tunnel.epochs import Attempt, Committed, EpochExchange
 from qproxy.tunnel.events import EpochFailed, KeysNeeded
 from qproxy.tunnel.messages import (
     NONCE_BYTES,

@@ -7,13 +7,12 @@ agreed on. The two sides of the exchange are :mod:`qproxy.tunnel.epoch_client` a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from qproxy.crypto.kem import KemProvider
 from qproxy.crypto.schedule import ChainKey, PendingEpoch, history_hash, wipe
 from qproxy.errors import Reason, RemoteProtocolError
-from qproxy.keys import QkdKey
 from qproxy.modes import Aead, KemAlgorithm, Mode, Policy, stricter
 from qproxy.tunnel.events import EpochCommitted, Event, PolicyAgreed
 from qproxy.tunnel.messages import NO_REAUTH, Binding
@@ -41,12 +40,6 @@ def make_binding(role: Role, settings: TunnelSettings, peer: AuthenticatedPeer) 
         client_sae_id=settings.peer_sae_id,
         server_sae_id=settings.local_sae_id,
     )
-
-
-def wipe_keys(keys: Sequence[QkdKey]) -> None:
-    """Overwrite QKD keys that have done their work, or never will."""
-    for key in keys:
-        key.wipe()
 
 
 @dataclass(slots=True)

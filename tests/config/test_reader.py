@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from qproxy.address import TcpAddress, UnixAddress
 from qproxy.config.model import (
-    ClientAuth,
     Etsi014SourceConfig,
     FileSourceConfig,
     GatewayConfig,
@@ -32,7 +31,7 @@ from qproxy.config.reader import (
 from qproxy.config.scalars import load_psk
 from qproxy.config.walk import MAX_ERRORS
 from qproxy.errors import ConfigError
-from qproxy.modes import Aead, KemAlgorithm, KemProviderChoice, Policy
+from qproxy.modes import Aead, ClientAuth, KemAlgorithm, KemProviderChoice, Policy
 
 FILES = ("a.pem", "a.key", "ca.pem")
 PSK = "00112233445566778899aabbccddeeff" * 2

@@ -7,9 +7,10 @@ import socket
 import trio
 
 from qproxy.address import TcpAddress
+from qproxy.modes import ClientAuth
 from qproxy.net.endpoint import Endpoint, TcpEndpoint, TlsEndpoint
 from qproxy.net.listen import accept, open_connection, open_listeners
-from qproxy.tls.context import ClientAuth, client_context, server_context
+from qproxy.tls.context import client_context, server_context
 from tests import pki
 
 CA = pki.authority()

@@ -10,8 +10,9 @@ import trio
 from OpenSSL import SSL
 
 from qproxy.errors import LocalProtocolError, Reason
+from qproxy.modes import ClientAuth
 from qproxy.net.endpoint import ConnectionLost, TcpEndpoint, TlsEndpoint
-from qproxy.tls.context import ClientAuth, client_context, server_context
+from qproxy.tls.context import client_context, server_context
 from qproxy.tls.identity import TrustStore
 from tests import pki
 from tests.net.helpers import (

@@ -12,11 +12,12 @@ import trio
 
 from qproxy.address import TcpAddress
 from qproxy.errors import Reason
+from qproxy.modes import ClientAuth
 from qproxy.net.endpoint import TcpEndpoint
 from qproxy.net.http_client import HttpClient, HttpClientError, HttpErrorKind, HttpResponse
 from qproxy.net.http_server import HttpLimits, Response, serve_http
 from qproxy.net.listen import accept, open_listeners
-from qproxy.tls.context import ClientAuth, client_context, server_context
+from qproxy.tls.context import client_context, server_context
 from tests import pki
 from tests.net.helpers import CA, SERVER_NAME, client_identity, receive, server_identity
 

@@ -8,8 +8,8 @@ import pytest
 from OpenSSL import SSL
 
 from qproxy.errors import ConfigError, Reason, RemoteProtocolError
+from qproxy.modes import ClientAuth
 from qproxy.tls.context import (
-    ClientAuth,
     client_context,
     expect_server_name,
     server_context,

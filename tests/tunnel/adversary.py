@@ -14,7 +14,8 @@ from OpenSSL import SSL
 
 from qproxy.crypto import labels
 from qproxy.crypto.records import OVERHEAD_BYTES
-from qproxy.tls.context import ClientAuth, client_context, server_context
+from qproxy.modes import ClientAuth
+from qproxy.tls.context import client_context, server_context
 from qproxy.tunnel.connection import Connection
 from qproxy.tunnel.frames import FRAME_HEADER, FrameType
 from qproxy.tunnel.settings import Role

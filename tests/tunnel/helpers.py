@@ -12,8 +12,8 @@ from qproxy.crypto import labels
 from qproxy.crypto.kem import load_kem_provider
 from qproxy.errors import Reason
 from qproxy.keys import QkdKey
-from qproxy.modes import KemProviderChoice, Mode, Policy
-from qproxy.tls.context import ClientAuth, client_context, server_context
+from qproxy.modes import ClientAuth, KemProviderChoice, Mode, Policy
+from qproxy.tls.context import client_context, server_context
 from qproxy.tunnel.connection import Connection
 from qproxy.tunnel.events import DataReceived, Event, KeysNeeded
 from qproxy.tunnel.settings import Role, TunnelSettings

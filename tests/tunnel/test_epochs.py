@@ -12,8 +12,8 @@ from OpenSSL import SSL, crypto
 
 from qproxy.crypto import labels
 from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError
-from qproxy.modes import Aead, KemAlgorithm, Mode, Policy, stricter
-from qproxy.tls.context import ClientAuth, client_context, server_context
+from qproxy.modes import Aead, ClientAuth, KemAlgorithm, Mode, Policy, stricter
+from qproxy.tls.context import client_context, server_context
 from qproxy.tls.identity import TlsIdentity, TrustStore
 from qproxy.tls.names import certificate_hash
 from qproxy.tunnel.events import (

@@ -19,7 +19,7 @@ from dataclasses import replace
 from OpenSSL import SSL
 
 from qproxy.crypto.kem import KemProvider
-from qproxy.crypto.records import RecordOpener, RecordSealer
+from qproxy.crypto.records import MAX_CONTENT_BYTES, RecordOpener, RecordSealer
 from qproxy.crypto.schedule import EMPTY_TRANSCRIPT
 from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError, public_reason
 from qproxy.tunnel.codec import malformed
@@ -178,7 +178,7 @@ class Engine:
                 self._timers.heard(now)
 
     def _process_records(self, run: DataRun, now: float) -> None:
-        plain, start = self._plain, 0
+        plain, start = self._plain, self._process_full_records(run, 0, now)
         while (record := self._splitter.next_record()) is not None:
             if self._opener is None:
                 self._on_tls_record(record, now)
@@ -186,13 +186,34 @@ class Engine:
                 if self._next_opener is not None:
                     self._count_to_switch()
                 length = self._opener.open_into(record, plain[start:])
-                end = start + length
-                if not (self._takes_data() and run.take(plain, start, end)):
-                    run.flush()
-                    self._on_content(start, end, now)
-                start = end
+                start = self._take_content(run, start, start + length, now)
+                start = self._process_full_records(run, start, now)
             if self.phase is Phase.CLOSED:
                 return
+
+    def _process_full_records(self, run: DataRun, start: int, now: float) -> int:
+        """Take in the full records that stand next, many at a time: that is what bulk data is.
+
+        Returns:
+            Where the next content goes.
+        """
+        while self._opener is not None and self._takes_data():
+            records = self._splitter.next_full_records()
+            if not records:
+                break
+            opened, last_bytes = self._opener.open_full_run(records, self._plain[start:])
+            self._splitter.put_back(len(records) - opened)
+            for _ in range(opened - 1):
+                start = self._take_content(run, start, start + MAX_CONTENT_BYTES, now)
+            start = self._take_content(run, start, start + last_bytes, now)
+        return start
+
+    def _take_content(self, run: DataRun, start: int, end: int, now: float) -> int:
+        """Take one record's content, in a run if it is only data. Returns where it ends."""
+        if not (self._takes_data() and run.take(self._plain, start, end)):
+            run.flush()
+            self._on_content(start, end, now)
+        return end
 
     def _takes_data(self) -> bool:
         """Whether a record may hold nothing but data: no epoch is waiting for its switch."""

@@ -12,6 +12,8 @@ from qproxy.crypto.records import (
     CONTENT_APPLICATION_DATA,
     CONTENT_CHANGE_CIPHER_SPEC,
     CONTENT_HANDSHAKE,
+    FULL_RECORD_BYTES,
+    FULL_RECORD_HEADER,
     HEADER_BYTES,
     MAX_CIPHERTEXT_BYTES,
     MAX_RECORD_BYTES,
@@ -103,6 +105,21 @@ class RecordSplitter:
             return None
         self._start = start + HEADER_BYTES + length
         return self._view[start : self._start]
+
+    def next_full_records(self) -> list[memoryview]:
+        """As many whole records of the largest size as stand next, possibly none."""
+        start, last, buffer = self._start, self._end - FULL_RECORD_BYTES, self._buffer
+        records = []
+        while start <= last and buffer[start : start + HEADER_BYTES] == FULL_RECORD_HEADER:
+            end = start + FULL_RECORD_BYTES
+            records.append(self._view[start:end])
+            start = end
+        self._start = start
+        return records
+
+    def put_back(self, count: int) -> None:
+        """The last ``count`` of :meth:`next_full_records` were not used: they stand next again."""
+        self._start -= count * FULL_RECORD_BYTES
 
     def _check_header(self, content_type: int, major: int, minor: int, length: int) -> None:
         if self.tls_phase:

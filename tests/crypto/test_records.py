@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from qproxy.crypto.records import (
     MAX_CONTENT_BYTES,
+    MAX_RECORD_BYTES,
     MAX_RECORDS_PER_KEY,
     OVERHEAD_BYTES,
     RecordOpener,
     RecordSealer,
-    content_bytes_for,
 )
 from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError
 from qproxy.modes import Aead
@@ -71,7 +71,7 @@ def test_round_trip_with_padding(aead: Aead, contents: list[tuple[bytes, int]]) 
     sealer, opener = RecordSealer(aead, SECRET), RecordOpener(aead, SECRET)
     for content, padding in contents:
         record = seal(sealer, content, padding=padding)
-        assert len(record) == content_bytes_for(len(content)) + padding
+        assert len(record) == len(content) + OVERHEAD_BYTES + padding
         assert open_record(opener, record) == content
     assert sealer.records == opener.records == len(contents)
 
@@ -160,3 +160,69 @@ def test_a_key_protects_so_many_records_and_no_more(aead: Aead) -> None:
 
 def test_full_records_stay_within_the_confidentiality_bound() -> None:
     assert int(2**24.5) == MAX_RECORDS_PER_KEY
+
+
+def _sealed_run(aead: Aead, contents: list[bytes]) -> tuple[list[memoryview], RecordOpener]:
+    """Records of the contents, each followed by its type, and an opener for them."""
+    secret = bytes(range(48))
+    sealer = RecordSealer(aead, secret)
+    records = []
+    for content in contents:
+        out = memoryview(bytearray(MAX_RECORD_BYTES))
+        records.append(out[: sealer.seal_into(memoryview(content), out)])
+    return records, RecordOpener(aead, secret)
+
+
+FULL = bytes(range(256)) * 64 + b"\x17"
+
+
+@pytest.mark.parametrize("aead", list(Aead))
+def test_a_run_of_full_records_is_sealed_and_opened_as_one_by_one(aead: Aead) -> None:
+    one_by_one, opener = _sealed_run(aead, [FULL] * 3)
+    out = memoryview(bytearray(3 * MAX_RECORD_BYTES))
+    length = RecordSealer(aead, bytes(range(48))).seal_full_run([memoryview(FULL)] * 3, out)
+    assert bytes(out[:length]) == b"".join(one_by_one)
+    plain = memoryview(bytearray(3 * (1 << 14) + 1))
+    assert opener.open_full_run(one_by_one, plain) == (3, 1 << 14)
+    assert bytes(plain[: 3 << 14]) == FULL[:-1] * 3
+    assert opener.records == 3
+
+
+@pytest.mark.parametrize("aead", list(Aead))
+def test_a_run_ends_behind_a_record_with_padding(aead: Aead) -> None:
+    padded = b"switch\x17".ljust(len(FULL), b"\0")
+    records, opener = _sealed_run(aead, [FULL, padded, FULL])
+    plain = memoryview(bytearray(3 * (1 << 14) + 1))
+    assert opener.open_full_run(records, plain) == (2, 6)
+    assert bytes(plain[1 << 14 :][:6]) == b"switch"
+    assert opener.open_full_run(records[2:], plain) == (1, 1 << 14)
+
+
+@pytest.mark.parametrize("aead", list(Aead))
+def test_a_run_ends_before_a_record_that_does_not_verify(aead: Aead) -> None:
+    records, opener = _sealed_run(aead, [FULL, FULL])
+    records[1][-1] ^= 1
+    plain = memoryview(bytearray(2 * (1 << 14) + 1))
+    assert opener.open_full_run(records, plain) == (1, 1 << 14)
+    with pytest.raises(RemoteProtocolError) as caught:
+        opener.open_full_run(records[1:], plain)
+    assert caught.value.reason is Reason.BAD_RECORD_MAC
+
+
+def test_a_run_of_another_inner_type_is_refused() -> None:
+    records, opener = _sealed_run(Aead.AES_256_GCM, [FULL[:-1] + b"\x16"])
+    with pytest.raises(RemoteProtocolError) as caught:
+        opener.open_full_run(records, memoryview(bytearray(1 << 15)))
+    assert caught.value.reason is Reason.UNEXPECTED_MESSAGE
+
+
+def test_a_run_is_bound_to_what_the_key_may_protect() -> None:
+    records, opener = _sealed_run(Aead.AES_256_GCM, [FULL] * 2)
+    opener.records = MAX_RECORDS_PER_KEY - 1
+    with pytest.raises(RemoteProtocolError) as caught:
+        opener.open_full_run(records, memoryview(bytearray(1 << 16)))
+    assert caught.value.reason is Reason.SEQUENCE_LIMIT
+    sealer = RecordSealer(Aead.AES_256_GCM, bytes(48))
+    sealer.records = MAX_RECORDS_PER_KEY - 1
+    with pytest.raises(LocalProtocolError):
+        sealer.seal_full_run([memoryview(FULL)] * 2, memoryview(bytearray(1 << 16)))

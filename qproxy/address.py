@@ -103,11 +103,6 @@ def parse_address(text: str) -> Address:
     return TcpAddress(_parse_host(host), port)
 
 
-def is_loopback(address: Address) -> bool:
-    """Whether the address cannot be reached from another machine (loopback or unix socket)."""
-    return address.is_loopback
-
-
 def _parse_unix(path: str) -> UnixAddress:
     if not path:
         raise ValueError("expected 'unix:/PATH': the path is missing")

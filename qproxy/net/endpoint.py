@@ -54,6 +54,17 @@ _SHORT_RECORD_BYTES = 4096
 #: How soon to try again where two tasks wait for the same of one socket, in seconds.
 _BUSY_WAIT_S = 0.01
 
+#: What of TLS means that one side refused the other, rather than that the line broke.
+TLS_REFUSALS = frozenset(
+    {
+        Reason.TLS_FAILURE,
+        Reason.CERTIFICATE_INVALID,
+        Reason.CERTIFICATE_EXPIRED,
+        Reason.CERTIFICATE_REVOKED,
+        Reason.PEER_NAME_MISMATCH,
+    }
+)
+
 _LINGER_ABORT = struct.pack("ii", 1, 0)
 
 

@@ -20,7 +20,7 @@ from OpenSSL import SSL
 
 from qproxy.address import TcpAddress
 from qproxy.errors import QproxyError, Reason
-from qproxy.net.endpoint import ConnectionLost, TcpEndpoint, TlsEndpoint
+from qproxy.net.endpoint import TLS_REFUSALS, ConnectionLost, TcpEndpoint, TlsEndpoint
 from qproxy.net.listen import open_connection
 from qproxy.net.stream import EndpointStream
 
@@ -37,17 +37,6 @@ DEFAULT_IDLE_TIMEOUT_S = 30.0
 
 #: Methods that may be sent again when a kept connection turns out dead (RFC 9110 §9.2.2).
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
-
-#: What of TLS means that one side refused the other, rather than that the line broke.
-_TLS_REASONS = frozenset(
-    {
-        Reason.TLS_FAILURE,
-        Reason.CERTIFICATE_INVALID,
-        Reason.CERTIFICATE_EXPIRED,
-        Reason.CERTIFICATE_REVOKED,
-        Reason.PEER_NAME_MISMATCH,
-    }
-)
 
 
 class HttpErrorKind(enum.StrEnum):
@@ -343,7 +332,7 @@ def _check_refused(response: httpcore.Response) -> None:
 def _raise_refusal(error: BaseException) -> None:
     """Tell a TLS alert apart: a TLS 1.3 server refuses a client only after the handshake."""
     lost = error.__cause__
-    if isinstance(lost, ConnectionLost) and lost.reason in _TLS_REASONS:
+    if isinstance(lost, ConnectionLost) and lost.reason in TLS_REFUSALS:
         raise HttpClientError(HttpErrorKind.TLS, str(lost), reason=lost.reason) from None
 
 

@@ -11,7 +11,7 @@ from qproxy.address import TcpAddress
 from qproxy.config.model import PeerConfig, ServiceConfig
 from qproxy.errors import ProtocolError, Reason
 from qproxy.log import Logger
-from qproxy.net.endpoint import ConnectionLost, Endpoint, TcpEndpoint, TlsEndpoint
+from qproxy.net.endpoint import TLS_REFUSALS, ConnectionLost, Endpoint, TcpEndpoint, TlsEndpoint
 from qproxy.net.listen import open_connection
 from qproxy.quantum.service_policy import ServicePolicy
 from qproxy.runtime.build import build_service_context
@@ -20,17 +20,6 @@ from qproxy.runtime.relay import Relay
 from qproxy.runtime.tunnel import Tunnel
 from qproxy.tunnel.connection import Connection
 from qproxy.tunnel.events import StreamRequested
-
-#: What a peer is told of a service's TLS, whatever went wrong with it: the details are local.
-_TLS_REASONS = frozenset(
-    {
-        Reason.TLS_FAILURE,
-        Reason.CERTIFICATE_INVALID,
-        Reason.CERTIFICATE_EXPIRED,
-        Reason.CERTIFICATE_REVOKED,
-        Reason.PEER_NAME_MISMATCH,
-    }
-)
 
 
 class Service:
@@ -145,7 +134,8 @@ class Services:
             try:
                 endpoint = await service.connect()
             except (ConnectionLost, ProtocolError) as error:
-                reason = Reason.SERVICE_TLS if error.reason in _TLS_REASONS else error.reason
+                # What went wrong with a service's TLS is not for the peer.
+                reason = Reason.SERVICE_TLS if error.reason in TLS_REFUSALS else error.reason
                 self._refuse(peer, tunnel, event, reason, str(error))
                 return
             if relay.ended or not tunnel.open:

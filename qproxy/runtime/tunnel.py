@@ -17,7 +17,6 @@ from typing import Protocol
 import trio
 
 from qproxy.errors import Reason, RemoteProtocolError
-from qproxy.net.endpoint import Endpoint
 from qproxy.quantum.service_policy import ServicePolicy
 from qproxy.runtime.counters import TunnelFacts
 from qproxy.runtime.relay import Relay
@@ -211,13 +210,6 @@ class Tunnel:
         )
         self.relays[stream_id] = relay
         return relay
-
-    def start_relay(self, relay: Relay, endpoint: Endpoint) -> None:
-        """Join a relay to its endpoint and let it run."""
-        if self._nursery is None:
-            endpoint.abort()
-            return
-        self._nursery.start_soon(relay.run, endpoint)
 
     def flush(self) -> None:
         """Send what the core has, as far as the socket takes it now."""

@@ -41,20 +41,16 @@ class AuthenticatedPeer:
     """Proof that the TLS peer is the configured one. Only :class:`TlsPhase` makes these.
 
     Attributes:
-        names: SANs of the peer's certificate.
         certificate_hash: SHA-384 of the peer's certificate, 48 bytes.
         local_certificate_hash: the same of our own.
         group: negotiated group, as OpenSSL names it.
         cipher: negotiated TLS cipher suite.
-        not_after: POSIX time at which the peer's certificate expires.
     """
 
-    names: frozenset[str]
     certificate_hash: bytes
     local_certificate_hash: bytes
     group: str
     cipher: str
-    not_after: float
 
 
 class TlsPhase:
@@ -207,12 +203,10 @@ class TlsPhase:
                 Reason.PEER_NAME_MISMATCH, "the peer's certificate is not the pinned one"
             )
         return AuthenticatedPeer(
-            names=names,
             certificate_hash=digest,
             local_certificate_hash=certificate_hash(own),
             group=group,
             cipher=self._connection.get_cipher_name() or "unknown",
-            not_after=certificate.not_valid_after_utc.timestamp(),
         )
 
     def _refuse_early_data(self) -> None:

@@ -8,7 +8,6 @@ from qproxy.address import (
     MAX_UNIX_PATH_BYTES,
     TcpAddress,
     UnixAddress,
-    is_loopback,
     parse_address,
 )
 
@@ -79,7 +78,7 @@ def test_what_is_no_address_says_why(text, message):
     ],
 )
 def test_loopback(text, expected):
-    assert is_loopback(parse_address(text)) is expected
+    assert parse_address(text).is_loopback is expected
 
 
 @given(st.text(max_size=300))

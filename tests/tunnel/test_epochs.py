@@ -331,7 +331,7 @@ def with_p256(role: Role) -> Any:
 
 def careless(role: Role, pair: Pair) -> Pair:
     """One end checks nothing about the other or itself, so that the other end has to."""
-    nobody = AuthenticatedPeer(frozenset(), bytes(48), bytes(48), "group", "cipher", 0.0)
+    nobody = AuthenticatedPeer(bytes(48), bytes(48), "group", "cipher")
     pair.end(role)._tls._authenticate = lambda: nobody  # type: ignore[union-attr,method-assign]
     return pair
 

@@ -163,7 +163,8 @@ async def two_gateways(room: Path) -> AsyncIterator[Two]:
 async def test_a_rotated_certificate_takes_hold_and_no_stream_is_lost(tmp_path: Path) -> None:
     async with two_gateways(tmp_path) as two, await two.connect() as stream:
         await round_trip(stream, b"before")
-        pki.write_identity(tmp_path, "gw-a", SECOND, CA)
+        (tmp_path / "gw-a.key").write_bytes(pki.key_pem(SECOND.private_key))
+        (tmp_path / "gw-a.pem").write_bytes(pki.certificate_pem(*SECOND.chain))
 
         def proved_again() -> bool:
             return any(event.reauthenticated for event in two.b.of(EpochCommitted))

@@ -360,6 +360,10 @@ class EpochDriver:
             # The core takes this wish for granted now, and will not repeat it.
             self._log.debug("epoch_not_started", reason=error.reason, detail=str(error))
             self._settle(lambda held, at: held.orphaned(at))
+            if error.reason is Reason.EPOCH_LIMIT:
+                return  # There will be no further epoch: keys would be drawn for nothing.
+            if error.reason is Reason.KEY_INVALID:
+                self._quantum.key_failed(error.reason)
             self._failures += 1
             self.epoch_due(wish)
 

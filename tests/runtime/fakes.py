@@ -27,6 +27,7 @@ class FakeSource:
         hang: calls never answer.
         wrong_keys: keys come, but not those the other side has.
         stored: what the status says.
+        id_suffix: stands behind every key ID.
         given: IDs given out by ``get_keys``.
         redeemed: IDs given out by ``get_keys_by_id``.
     """
@@ -38,6 +39,8 @@ class FakeSource:
         self.wrong_keys = False
         self.stored: int | None = 1000
         self.qber: float | None = 0.01
+        self.key_rate_bps: float | None = 100_000.0
+        self.id_suffix = ""
         self.given: list[str] = []
         self.redeemed: list[str] = []
         self.closed = False
@@ -56,12 +59,12 @@ class FakeSource:
             target_kme_id="b",
             simulated=True,
             qber=self.qber,
-            key_rate_bps=100_000.0,
+            key_rate_bps=self.key_rate_bps,
         )
 
     async def get_keys(self, number: int, size_bits: int) -> list[QkdKey]:
         await self._maybe_fail()
-        ids = [f"key-{self._link.next_number + offset}" for offset in range(number)]
+        ids = [f"key-{self._link.next_number + offset}{self.id_suffix}" for offset in range(number)]
         self._link.next_number += number
         self.given += ids
         return [self._key(key_id, size_bits) for key_id in ids]

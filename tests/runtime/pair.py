@@ -14,7 +14,14 @@ from typing import Any
 import trio
 
 from qproxy.address import TcpAddress
-from qproxy.config.model import GatewayConfig, IdentityConfig, NodeConfig, PeerConfig, ServiceConfig
+from qproxy.config.model import (
+    GatewayConfig,
+    IdentityConfig,
+    NodeConfig,
+    PeerConfig,
+    RekeyConfig,
+    ServiceConfig,
+)
 from qproxy.log import get_logger
 from qproxy.modes import Mode, Policy
 from qproxy.net.listen import accept, open_listeners
@@ -100,6 +107,7 @@ async def gateway_pair(
     service: TcpAddress | None = None,
     services: Mapping[str, ServiceConfig] | None = None,
     prepare: Callable[[FakeSource, FakeSource], None] = lambda _a, _b: None,
+    tunnels: int = 1,
     **settings: Any,
 ) -> AsyncIterator[GatewayPair]:
     """Run two peers; the client dials the server. Ends everything on the way out.
@@ -110,6 +118,7 @@ async def gateway_pair(
         service: where both offer a service ``echo``, if given.
         services: further ones that both offer.
         prepare: spoils the key sources before anything runs.
+        tunnels: how many the client keeps.
         settings: of both cores.
     """
     link = FakeLink()
@@ -130,6 +139,11 @@ async def gateway_pair(
             address=address,
             policy=policy,
             key_source="fake",
+            rekey=RekeyConfig(
+                interval_s=settings.get("rekey_interval_s", 60.0),
+                max_age_s=settings.get("max_epoch_age_s", 600.0),
+            ),
+            tunnels=tunnels,
         )
         log = get_logger("qproxy.test")
         quantum = QuantumSide(

@@ -98,6 +98,9 @@ async def test_tunnels_that_come_all_at_once_do_not_pass_the_limit(tmp_path: Pat
         await b.run(nursery)
         tunnels = await come(TUNNELS)
         await until(LIMIT, TUNNELS - LIMIT)
+        with trio.fail_after(20):
+            while sum(tunnel.open for tunnel in tunnels) < LIMIT:  # COMMITTED is under way
+                await trio.sleep(0.001)
         for tunnel in tunnels:
             if tunnel.open:
                 tunnel.end(Reason.SHUTDOWN)

@@ -313,10 +313,15 @@ class _Incoming:
 
     def forget(self, tunnel: Tunnel | None) -> None:
         """The tunnel is over, even where its core never said so."""
-        if self._admitted:
-            self._gateway.release_admitted()
+        self._leave()
         if self._peer is not None and tunnel is not None:
             self._peer.forget(tunnel)
+
+    def _leave(self) -> None:
+        """Give the place among the tunnels back, once."""
+        if self._admitted:
+            self._admitted = False
+            self._gateway.release_admitted()
 
     def on_tunnel_event(self, tunnel: Tunnel, event: Event) -> None:
         """Find the peer at the handshake's end, then pass everything on to it."""
@@ -329,6 +334,8 @@ class _Incoming:
                 )
                 tunnel.end(Reason.LIMIT_REACHED)
                 return
+        if isinstance(event, TunnelClosed):
+            self._leave()
         if self._peer is not None:
             if tunnel.connection.established:
                 self.settle()

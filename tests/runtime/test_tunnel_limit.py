@@ -102,10 +102,9 @@ async def test_tunnels_that_come_all_at_once_do_not_pass_the_limit(tmp_path: Pat
             while sum(tunnel.open for tunnel in tunnels) < LIMIT:  # COMMITTED is under way
                 await trio.sleep(0.001)
         for tunnel in tunnels:
-            if tunnel.open:
-                tunnel.end(Reason.SHUTDOWN)
-                with trio.fail_after(20):
-                    await tunnel.closed.wait()
+            tunnel.end(Reason.SHUTDOWN)
+            with trio.fail_after(20):
+                await tunnel.closed.wait()
         with trio.fail_after(20):
             while peer.tunnels:
                 await trio.sleep(0.001)

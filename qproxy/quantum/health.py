@@ -177,6 +177,7 @@ class LinkHealth:
         self._draw_reason = Reason.KME_UNAVAILABLE
         self._key_failures = 0
         self._qber_high = False
+        self._report_sign = Sign.GOOD
         self._trend = Trend(settings.trend_window_s)
         self._probe_backoff_s = settings.probe_backoff_s
         self._next_probe = now
@@ -233,6 +234,12 @@ class LinkHealth:
         if drew_keys:
             self._draw_failures = 0
         sign, reason = self._judge(latency_s, report, now)
+        if report is not None:
+            self._report_sign = sign
+        elif sign is Sign.GOOD and self._report_sign is not Sign.GOOD:
+            # Keys that come easily do not answer for a QBER or a rate that was told to be bad:
+            # only the next report can. No sign at all, so that the next probe is not put off.
+            return None
         if sign is Sign.GOOD and self._draw_failures:
             sign, reason = Sign.WEAK, self._draw_reason
         return self._take(sign, reason, now)

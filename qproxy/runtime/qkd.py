@@ -87,6 +87,7 @@ class QuantumSide:
         self._listeners: list[Callable[[LinkChange], None]] = []
         self._draw_listeners: list[Callable[[], None]] = []
         self._rate: float | None = None
+        self._status_at = now
         self.source_kind = source_kind
         self.simulated = False
         self.redeemed = 0
@@ -350,7 +351,7 @@ class QuantumSide:
             wanted = self.config.qkd_keys_per_epoch
         if self.health.awaits_trial:
             wanted = min(wanted, max(0, MAX_TRIAL_STOCK_KEYS - self.stock.available))
-        probe_due = self.health.next_probe_at(now) <= now
+        probe_due = self._next_look_at(now) <= now
         if self.health.state is LinkState.DOWN and not probe_due:
             return
         if wanted:
@@ -360,11 +361,22 @@ class QuantumSide:
 
     async def _pause(self) -> None:
         now = trio.current_time()
-        until = self.health.next_probe_at(now)
+        until = self._next_look_at(now)
         with trio.move_on_at(max(until, now + MIN_DRAW_PAUSE_S)):
             await self._nudge.wait()
             await trio.sleep(MIN_DRAW_PAUSE_S)
         self._nudge = trio.Event()
+
+    def _next_look_at(self, now: float) -> float:
+        """When to probe or draw for the link's sake.
+
+        Every sign puts the next probe off, a successful call for keys too. But only a status tells
+        QBER and rate, so while the link is not down one is asked for at least every interval.
+        """
+        probe_at = self.health.next_probe_at(now)
+        if self.health.state is LinkState.DOWN:
+            return probe_at
+        return max(now, min(probe_at, self._status_at + self._settings.probe_interval_s))
 
     async def _draw(self, source: KeySource, number: int) -> None:
         keys: list[QkdKey] = []
@@ -390,7 +402,7 @@ class QuantumSide:
                 listener()
 
     async def _probe(self, source: KeySource) -> None:
-        began = trio.current_time()
+        began = self._status_at = trio.current_time()
         try:
             with trio.fail_after(self._settings.probe_timeout_s):
                 status = await source.status()

@@ -170,3 +170,33 @@ async def test_an_epoch_is_not_stretched_for_want_of_keys_until_the_tunnel_must_
     assert policy.decide(replace(short, epoch_age_s=last_s - 0.01)).action is Action.WAIT
     late = policy.decide(replace(short, epoch_age_s=last_s))
     assert (late.action, late.mode) == (Action.OFFER, Mode.CLASSICAL_ONLY)
+
+
+async def test_a_high_qber_is_seen_however_often_keys_are_drawn(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    source = FakeSource()
+    quantum = quantum_side(source)
+
+    async def use_keys() -> None:
+        while True:
+            await trio.sleep(0.25)
+            reservation = quantum.stock.reserve(1, trio.current_time())
+            if reservation is not None:
+                reservation.offered(trio.current_time())
+                reservation.confirmed(trio.current_time())
+                quantum.nudge()
+
+    async def action() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(use_keys)
+            await until(lambda: quantum.health.state is LinkState.HEALTHY)
+            await trio.sleep(30)
+            source.qber = 0.2
+            await until(lambda: quantum.health.state is LinkState.DOWN, limit_s=3.0)
+            assert quantum.health.reason is Reason.QBER_HIGH
+            source.qber = 0.01
+            await until(lambda: quantum.health.state is LinkState.HEALTHY, limit_s=10.0)
+            nursery.cancel_scope.cancel()
+
+    await while_running(quantum, action)

@@ -281,6 +281,16 @@ def assert_reset(sock: socket.socket) -> None:
     raise AssertionError(f"after {count} bytes the connection ended in order, RST was expected")
 
 
+def assert_refused(address: Address) -> None:
+    """A new connection gets RST, be it so soon that connecting itself ends with it."""
+    try:
+        near = connect(address)
+    except ConnectionResetError:
+        return
+    with near:
+        assert_reset(near)
+
+
 @contextlib.contextmanager
 def proxied(address: Address, backend: Backend) -> Iterator[tuple[socket.socket, socket.socket]]:
     """A connection through the gateways: the client's end, and the service's."""

@@ -16,6 +16,7 @@ from tests.e2e.processes import DEADLINE_S
 from tests.e2e.sockets import (
     Backend,
     ReservedPort,
+    assert_refused,
     assert_reset,
     connect,
     pattern,
@@ -175,8 +176,7 @@ def test_a_reset_after_half_close_is_still_a_reset(world: World) -> None:
 @pytest.mark.parametrize("listener", ["closed", "closed-careful"])
 def test_a_service_that_refuses_means_a_reset_for_the_client(world: World, listener: str) -> None:
     mark = world.pair.b.mark()
-    with connect(world.pair.address(listener)) as near:
-        assert_reset(near)
+    assert_refused(world.pair.address(listener))
     refused = world.pair.b.wait_for_event("stream_refused", after=mark)
     assert (refused["service"], refused["reason"]) == ("closed", "connect_refused")
     assert (refused["level"], refused["peer"]) == ("warning", "gw-a")
@@ -184,16 +184,14 @@ def test_a_service_that_refuses_means_a_reset_for_the_client(world: World, liste
 
 def test_an_unknown_service_means_a_reset_for_the_client(world: World) -> None:
     mark = world.pair.b.mark()
-    with connect(world.pair.address("unknown")) as near:
-        assert_reset(near)
+    assert_refused(world.pair.address("unknown"))
     refused = world.pair.b.wait_for_event("stream_refused", after=mark)
     assert (refused["service"], refused["reason"]) == ("nothing-of-the-kind", "service_unknown")
 
 
 def test_a_service_for_other_peers_means_a_reset_for_the_client(world: World) -> None:
     mark = world.pair.b.mark()
-    with connect(world.pair.address("not-for-us")) as near:
-        assert_reset(near)
+    assert_refused(world.pair.address("not-for-us"))
     refused = world.pair.b.wait_for_event("stream_refused", after=mark)
     assert (refused["service"], refused["reason"]) == ("not-for-us", "service_forbidden")
     assert world.backend.nobody_is_waiting()

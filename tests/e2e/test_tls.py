@@ -22,6 +22,7 @@ from tests.e2e.pair import GatewayPair
 from tests.e2e.processes import DEADLINE_S
 from tests.e2e.sockets import (
     Backend,
+    assert_refused,
     assert_reset,
     connect,
     pattern,
@@ -170,8 +171,7 @@ def test_a_client_without_a_good_certificate_is_refused(
 
 def test_a_client_that_never_speaks_tls_is_dropped_in_time(world: World) -> None:
     mark = world.pair.a.mark()
-    with connect(world.pair.address("hasty")) as near:
-        assert_reset(near)
+    assert_refused(world.pair.address("hasty"))
     refused = world.pair.a.wait_for_event("client_refused", after=mark)
     assert (refused["listener"], refused["reason"]) == ("hasty", "handshake_timeout")
 

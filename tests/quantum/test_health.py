@@ -562,3 +562,19 @@ def test_a_hybrid_epoch_out_of_the_stock_proves_nothing_of_a_kme_that_is_gone():
 def test_settings_that_contradict_each_other_are_refused(bad):
     with pytest.raises(ValueError, match="health: "):
         HealthSettings(**bad)
+
+
+def test_keys_that_come_easily_do_not_answer_for_a_bad_report():
+    health = healthy()
+    now = 10.0
+    health.success(now, report=LinkReport(stored_key_count=100, qber=0.2, key_rate_bps=1e5))
+    probe_at = health.next_probe_at(now)
+    for _ in range(20):
+        now += 0.01
+        assert health.success(now, latency_s=0.01, drew_keys=True) is None
+        assert health.next_probe_at(now) == max(now, probe_at)
+    for _ in range(3):
+        now = health.next_probe_at(now)
+        health.success(now, report=LinkReport(stored_key_count=100, qber=0.2, key_rate_bps=1e5))
+        health.success(now, latency_s=0.01, drew_keys=True)
+    assert (health.state, health.reason) == (LinkState.DOWN, Reason.QBER_HIGH)

@@ -247,6 +247,7 @@ class Gateway:
         except Exception as error:  # a fault of ours costs this tunnel, never the gateway
             self._log.unexpected("tunnel_failed", error, address=incoming.address)
         finally:
+            sock.close()
             incoming.settle()
             incoming.forget(tunnel)
 

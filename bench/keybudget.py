@@ -38,17 +38,42 @@ _POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
+class Pool:
+    """How many tunnels there are between the pair, each rekeying every second.
+
+    Attributes:
+        tunnels: how many.
+        key_stock: settings of the stock, where they are not the defaults.
+    """
+
+    tunnels: int
+    key_stock: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        text = f"{self.tunnels} tunnel{'s' if self.tunnels > 1 else ''}"
+        kept = self.key_stock
+        return f"{text}, stock {kept['low_water']} to {kept['high_water']}" if kept else text
+
+
+@dataclass(frozen=True, slots=True)
 class KeyBudgetParameters:
     """What a run measures.
 
     Attributes:
-        rounds: how often each number of tunnels is measured.
-        tunnels: between the pair, each rekeying every second.
+        rounds: how often each pool is measured.
+        pools: the pools. The default stock is made for a few tunnels.
         seconds: how long streams are opened.
     """
 
     rounds: int = 3
-    tunnels: tuple[int, ...] = (1, 8, 32)
+    pools: tuple[Pool, ...] = (
+        Pool(1),
+        Pool(8),
+        Pool(32),
+        Pool(32, {"low_water": 64, "high_water": 128}),
+    )
     seconds: float = 10.0
 
 
@@ -72,8 +97,8 @@ def run_keybudget(parameters: KeyBudgetParameters) -> Study:
         started=utc_now(),
         host=Host.here(),
         parameters={
-            **asdict(parameters),
-            "tunnels": ", ".join(map(str, parameters.tunnels)),
+            "rounds": parameters.rounds,
+            "seconds": parameters.seconds,
             "key_rate_bps": KEY_RATE_BPS,
             "key_bits": KEY_BITS,
             "rekey_interval_s": 1,
@@ -81,13 +106,13 @@ def run_keybudget(parameters: KeyBudgetParameters) -> Study:
     )
     with tempfile.TemporaryDirectory(prefix="qproxy-bench-") as directory:
         for number in range(parameters.rounds):
-            for tunnels in parameters.tunnels:
-                case = _case(tunnels)
-                study.cases[case] = {"tunnels": tunnels}
-                place = Path(directory) / f"{number}-{tunnels}"
+            for index, pool in enumerate(parameters.pools):
+                case = pool.name
+                study.cases[case] = asdict(pool)
+                place = Path(directory) / f"{number}-{index}"
                 place.mkdir(mode=0o700)
                 try:
-                    seen = trio.run(_repetition, tunnels, number, parameters, place)
+                    seen = trio.run(_repetition, pool, number, parameters, place)
                 except BenchError as error:
                     study.failed.append(f"{case}, round {number + 1}: {error}")
                     progress(study.failed[-1])
@@ -105,16 +130,20 @@ def run_keybudget(parameters: KeyBudgetParameters) -> Study:
 
 
 async def _repetition(
-    tunnels: int, number: int, parameters: KeyBudgetParameters, directory: Path
+    pool: Pool, number: int, parameters: KeyBudgetParameters, directory: Path
 ) -> Observation:
     settings = LiveSettings(
         link={"key_rate_bps": KEY_RATE_BPS, "key_size_bits": KEY_BITS, "initial_key_count": 32},
-        peer={"tunnels": tunnels, "rekey": {"interval_s": 1}},
+        peer={
+            "tunnels": pool.tunnels,
+            "rekey": {"interval_s": 1},
+            **({"key_stock": dict(pool.key_stock)} if pool.key_stock else {}),
+        },
         near={"admin": {"listen": "127.0.0.1:0"}},
     )
     async with live_pair(directory, settings) as pair:
         await pair.wait_for(
-            lambda log: len(list(log.find("tunnel_up"))) >= tunnels, 30.0, "all tunnels are up"
+            lambda log: len(list(log.find("tunnel_up"))) >= pool.tunnels, 30.0, "all tunnels are up"
         )
         watch, traffic = _Watch(), Traffic()
         await _settle(pair)
@@ -153,7 +182,7 @@ async def _repetition(
                 for name in cpu
             },
         }
-    return Observation(_case(tunnels), number, values)
+    return Observation(pool.name, number, values)
 
 
 async def _settle(pair: LivePair) -> None:
@@ -179,10 +208,6 @@ def _stock(status: Mapping[str, Any]) -> Mapping[str, int]:
 
 def _cpu(pair: LivePair) -> dict[str, float]:
     return {name: cpu_seconds(pid) for name, pid in pair.gateway_pids.items()}
-
-
-def _case(tunnels: int) -> str:
-    return f"{tunnels} tunnel{'s' if tunnels > 1 else ''}"
 
 
 def _told(values: Mapping[str, float]) -> str:

@@ -27,8 +27,8 @@ OFF = "rekey off"
 COST_GOAL = 0.02
 #: A ratio of latencies this near to one, in the median, is "nothing visible".
 VISIBLE = 0.05
-#: Longer than a pair of gateways lives here, in seconds: the default of ``rekey.max_age_s``.
-_NEVER_S = 600.0
+#: Longer than a pair of gateways lives here, in seconds, and less than what ``require`` allows.
+_NEVER_S = 299.0
 _GRACE_S = 30.0
 
 

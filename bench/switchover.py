@@ -228,6 +228,7 @@ _COLUMNS = (
     ("climb_gap_ratio", "climb: gap ÷ p99", ".1f"),
     ("quiet_gap_ratio", "quiet: gap ÷ p99", ".1f"),
     ("p99_gap_ms", "p99 gap, ms", ".1f"),
+    ("cpu_busy", "CPU busy", ".2f"),
 )
 
 

@@ -25,15 +25,16 @@ class RedeemedSettings:
     """Bounds of the table.
 
     Attributes:
-        max_keys: keys held and being fetched, together. 64: twice what a client keeps in stock.
+        max_keys: keys held and being fetched, together. 256: more than half the stock of a client
+            with a pool of sixty-four tunnels, and that half is all it announces.
         max_age_s: how long a held key waits for its OFFER. 900: longer than a client keeps it.
-        rate_keys_per_s: announced IDs taken each second, in the long run. 64: sixteen tunnels that
-            rekey every second with four keys each.
+        rate_keys_per_s: announced IDs taken each second, in the long run. 128: thirty-two tunnels
+            that rekey every second with four keys each.
     """
 
-    max_keys: int = 64
+    max_keys: int = 256
     max_age_s: float = 900.0
-    rate_keys_per_s: float = 64.0
+    rate_keys_per_s: float = 128.0
 
     def __post_init__(self) -> None:
         """Refuse settings out of range, with ValueError naming them."""

@@ -85,6 +85,7 @@ class EpochDriver:
         self._told: Reason | None = None
         self._requested_at = -REQUEST_PAUSE_S
         self._request_waits = False
+        self._peer_is_well = False
         self._decision: Decision | None = None
         self._staggered_until = 0.0
         self._hurried = False
@@ -108,6 +109,7 @@ class EpochDriver:
         one key. Whatever is asked for, and however often, is followed once a second at most.
         """
         self._request_waits = True
+        self._peer_is_well = reason is Reason.LINK_HEALTHY
         self._follow_request()
 
     def on_link_change(self, change: LinkChange) -> None:
@@ -207,6 +209,8 @@ class EpochDriver:
         if self._mode is Mode.HYBRID:
             self.epoch_due(Reason.OPERATOR)
         elif self._mode is Mode.CLASSICAL_ONLY:
+            if self._peer_is_well:
+                self._quantum.health.hasten_trial(now)
             self.epoch_due(Reason.LINK_CHANGE)
 
     def _stagger(self) -> None:

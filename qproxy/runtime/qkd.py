@@ -22,7 +22,7 @@ from qproxy.quantum.health import LinkChange, LinkHealth, LinkReport, LinkState
 from qproxy.quantum.policy import ModePolicy
 from qproxy.quantum.redeemed import RedeemedKeys, RedeemedSettings
 from qproxy.quantum.spent import SpentIds
-from qproxy.quantum.stock import KeyStock, StockSettings
+from qproxy.quantum.stock import MAX_STOCK_KEYS, KeyStock, StockSettings
 from qproxy.runtime.counters import Tally
 from qproxy.sources.base import KeySource, SourceStatus
 from qproxy.tunnel.announce import INSTANCE_ID_BYTES, MAX_KEYS_PER_ANNOUNCE, KeyReport
@@ -46,6 +46,17 @@ STRETCH_SHARE = 0.5
 
 #: Failures of a key after which others drawn with it are not to be trusted either.
 _OUT_OF_STEP = frozenset({Reason.KEY_NOT_FOUND, Reason.KEY_MISMATCH, Reason.KEY_INVALID})
+
+
+def _stock_settings(config: PeerConfig) -> StockSettings:
+    """The configured bounds, or more where the tunnels of a pool use more between two draws."""
+    kept = config.key_stock
+    round_of_rekeys = config.tunnels * config.qkd_keys_per_epoch
+    return StockSettings(
+        low_water=min(MAX_STOCK_KEYS, max(kept.low_water, 2 * round_of_rekeys)),
+        high_water=min(MAX_STOCK_KEYS, max(kept.high_water, 4 * round_of_rekeys)),
+        max_age_s=kept.max_age_s,
+    )
 
 
 class QuantumSide:
@@ -95,10 +106,7 @@ class QuantumSide:
         self.failures: Tally[Reason] = Tally()
         self.link_changes: Tally[tuple[LinkState, Reason]] = Tally()
         self.health = LinkHealth(self._settings, now, random=random.random)
-        kept = config.key_stock
-        self._stock_settings = StockSettings(
-            low_water=kept.low_water, high_water=kept.high_water, max_age_s=kept.max_age_s
-        )
+        self._stock_settings = _stock_settings(config)
         self.stock = KeyStock(self._stock_settings, SpentIds(), now)
         self.policy = ModePolicy(
             policy=config.policy,

@@ -578,3 +578,16 @@ def test_keys_that_come_easily_do_not_answer_for_a_bad_report():
         health.success(now, report=LinkReport(stored_key_count=100, qber=0.2, key_rate_bps=1e5))
         health.success(now, latency_s=0.01, drew_keys=True)
     assert (health.state, health.reason) == (LinkState.DOWN, Reason.QBER_HIGH)
+
+
+def test_a_peer_that_is_well_again_brings_the_trial_forward():
+    health = healthy()
+    health.hasten_trial(5.0)  # nothing to bring forward
+    assert health.next_trial_at() is None
+    for now in (10.0, 10.1, 12.0):
+        health.key_failed(Reason.KME_UNAVAILABLE, now)
+    health.success(12.1, report=LinkReport(stored_key_count=100))
+    assert not health.take_trial(12.2)
+    health.hasten_trial(12.2)
+    assert health.take_trial(12.2)
+    assert not health.take_trial(12.2)

@@ -200,3 +200,17 @@ async def test_a_high_qber_is_seen_however_often_keys_are_drawn(
             nursery.cancel_scope.cancel()
 
     await while_running(quantum, action)
+
+
+@pytest.mark.parametrize(
+    ("tunnels", "keys", "stock"), [(1, 1, 32), (8, 1, 32), (32, 1, 128), (16, 4, 256)]
+)
+async def test_a_pool_keeps_enough_keys_for_all_its_tunnels(
+    autojump_clock: trio.testing.MockClock, tunnels: int, keys: int, stock: int
+) -> None:
+    quantum = quantum_side(FakeSource(), replace(DIALS, tunnels=tunnels, qkd_keys_per_epoch=keys))
+
+    async def action() -> None:
+        await until(lambda: quantum.stock.available == stock)
+
+    await while_running(quantum, action)

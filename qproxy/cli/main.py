@@ -79,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     reload.set_defaults(command="qproxy.cli.reload:reload_command")
 
     _add_pki(commands)
+    _add_pad(commands)
 
     sim = commands.add_parser(
         "kme-sim", help="run a pair of simulated KMEs (ETSI GS QKD 014)", epilog=_EXIT_CODES
@@ -126,6 +127,34 @@ def _add_pki(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="one more name or IP address for the 'server' identity; may be given again",
     )
     init.set_defaults(command="qproxy.cli.pki:pki_init_command")
+
+
+def _add_pad(commands: argparse._SubParsersAction[_Parser]) -> None:
+    pad = commands.add_parser("pad", help="directories of keys for trials")
+    make = pad.add_subparsers(metavar="COMMAND", required=True).add_parser(
+        "make",
+        help="write the matching directories of two sites",
+        description="Writes random keys into two directories, one for each site, for key sources "
+        "of type 'file'. Each key is used once. Overwrites nothing.",
+        epilog=_EXIT_CODES,
+    )
+    make.add_argument("site_a", type=Path, metavar="SITE_A", help="made with mode 0700")
+    make.add_argument("site_b", type=Path, metavar="SITE_B", help="the same, for the other site")
+    make.add_argument(
+        "--number",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="keys for each direction (default: %(default)s)",
+    )
+    make.add_argument(
+        "--size-bits",
+        type=int,
+        default=256,
+        metavar="BITS",
+        help="size of each key (default: %(default)s)",
+    )
+    make.set_defaults(command="qproxy.cli.pad:pad_make_command")
 
 
 def _add_status(commands: argparse._SubParsersAction[_Parser]) -> None:

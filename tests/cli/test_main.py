@@ -21,6 +21,7 @@ from qproxy.pki import (
     make_authority,
     make_crl,
 )
+from qproxy.sources.file import FileSource
 
 SECRET = "do not print this"
 GATEWAY = """\
@@ -539,3 +540,34 @@ def test_check_needs_the_kem_provider_it_is_told_to_use(room, capsys, monkeypatc
     code, _out, err = check(room, capsys)
     assert code == 78
     assert "error: node.kem_provider: liboqs cannot be used\nhint: install it\n" in err
+
+
+# pad ------------------------------------------------------------------------------------------
+
+
+async def test_pad_make_writes_two_sites_that_share_their_keys(tmp_path, capsys):
+    site_a, site_b = tmp_path / "a", tmp_path / "b"
+    assert main(["pad", "make", str(site_a), str(site_b), "--number", "3"]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [str(site_a), str(site_b)]
+    assert "TRIALS" in said.err
+    master, slave = FileSource("a", site_a), FileSource("b", site_b)
+    keys = await master.get_keys(3, 256)
+    same = await slave.get_keys_by_id([key.key_id for key in keys], 256)
+    assert [key.key for key in keys] == [key.key for key in same]
+    assert all(key.simulated for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [(["--number", "0"], "keys"), (["--size-bits", "7"], "size")]
+)
+def test_pad_make_refuses_what_makes_no_sense(tmp_path, capsys, options, said):
+    assert main(["pad", "make", str(tmp_path / "a"), str(tmp_path / "b"), *options]) == 78
+    assert said in capsys.readouterr().err
+
+
+def test_pad_make_never_touches_what_exists(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    assert main(["pad", "make", str(tmp_path / "a"), str(tmp_path / "b")]) == 78
+    assert "exists already" in capsys.readouterr().err
+    assert not any((tmp_path / "a").iterdir())

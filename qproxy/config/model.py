@@ -228,6 +228,10 @@ class Etsi014SourceConfig:
         server_name: Name the KME's certificate must carry; None means the host of `url`.
         connect_timeout_s: TCP connection and TLS handshake.
         request_timeout_s: One whole exchange, body included.
+        qber_field: Where in `status_extension` the KME tells its QBER; members joined by dots.
+        qber_scale: What that is multiplied by to become a fraction; 0.01 for per cent.
+        key_rate_field: Where it tells its secret key rate.
+        key_rate_scale: What that is multiplied by to become bits per second.
     """
 
     name: str
@@ -238,6 +242,10 @@ class Etsi014SourceConfig:
     server_name: str | None = None
     connect_timeout_s: float = 1.0
     request_timeout_s: float = 2.0
+    qber_field: str = "qber"
+    qber_scale: float = 1.0
+    key_rate_field: str = "key_rate_bps"
+    key_rate_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,6 +78,10 @@ _NODE_NAME = Text(
     r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,252}",
 )
 _NAME = Text("a name of 1 to 64 letters, digits and '._-'", r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_EXTENSION_FIELD = Text(
+    "up to 8 member names of a JSON object, joined by dots",
+    r"[^\s.]+(\.[^\s.]+){0,7}",
+)
 _PEER_NAME = Reference(("peers",), _NODE_NAME)
 _HOST = Text(
     "a host name of 1 to 253 letters, digits, '.' and '-'",
@@ -235,6 +239,10 @@ _ETSI_014 = Section(
         "server_name": _NODE_NAME,
         "connect_timeout_s": _seconds(0.05, 60),
         "request_timeout_s": _seconds(0.05, 120),
+        "qber_field": _EXTENSION_FIELD,
+        "qber_scale": Number(1e-9, 1, ""),
+        "key_rate_field": _EXTENSION_FIELD,
+        "key_rate_scale": Number(1e-9, 1e12, ""),
     },
 )
 

@@ -22,7 +22,7 @@ from qproxy.errors import ConfigError
 from qproxy.modes import ClientAuth
 from qproxy.net.http_client import HttpClient
 from qproxy.sources.base import KeySource
-from qproxy.sources.etsi014 import Etsi014Source
+from qproxy.sources.etsi014 import Etsi014Source, LinkFigures
 from qproxy.sources.file import FileSource
 from qproxy.tls.context import client_context, server_context
 from qproxy.tls.identity import TlsIdentity, TrustStore
@@ -100,7 +100,19 @@ def build_source(
             connect_timeout_s=config.connect_timeout_s,
             request_timeout_s=config.request_timeout_s,
         )
-        source = Etsi014Source(config.name, http, config.url, peer.local_sae_id, peer.peer_sae_id)
+        source = Etsi014Source(
+            config.name,
+            http,
+            config.url,
+            peer.local_sae_id,
+            peer.peer_sae_id,
+            LinkFigures(
+                config.qber_field,
+                config.qber_scale,
+                config.key_rate_field,
+                config.key_rate_scale,
+            ),
+        )
         return source, SOURCE_KIND_ETSI_014
     return FileSource(config.name, config.directory), SOURCE_KIND_FILE
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 import contextlib
 import enum
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import quote, urlencode
 
@@ -66,6 +67,23 @@ class _Call(enum.Enum):
     DEC_KEYS = "dec_keys"
 
 
+@dataclass(frozen=True, slots=True)
+class LinkFigures:
+    """Where a KME tells QBER and key rate: ETSI GS QKD 014 leaves both to ``status_extension``.
+
+    Attributes:
+        qber: path of the QBER in it, member names joined by dots.
+        qber_scale: what it is multiplied by to become a fraction from 0 to 1; 0.01 for per cent.
+        key_rate: path of the secret key rate.
+        key_rate_scale: what it is multiplied by to become bits per second.
+    """
+
+    qber: str = "qber"
+    qber_scale: float = 1.0
+    key_rate: str = "key_rate_bps"
+    key_rate_scale: float = 1.0
+
+
 class Etsi014Source:
     """A :class:`~qproxy.sources.base.KeySource` over one KME, for one pair of SAEs.
 
@@ -75,13 +93,20 @@ class Etsi014Source:
         base_url: ``https://host[:port][/prefix]``; ``/api/v1/keys/`` is added.
         local_sae_id: who we are. The KME knows it from our certificate; it is in no request.
         peer_sae_id: the SAE at the other site: slave when we are master, and the reverse.
+        figures: where this KME tells QBER and key rate.
 
     Raises:
         ConfigError: an SAE ID cannot stand in a URL.
     """
 
     def __init__(
-        self, name: str, http: Http, base_url: str, local_sae_id: str, peer_sae_id: str
+        self,
+        name: str,
+        http: Http,
+        base_url: str,
+        local_sae_id: str,
+        peer_sae_id: str,
+        figures: LinkFigures = LinkFigures(),
     ) -> None:
         _check_sae_id(local_sae_id)
         _check_sae_id(peer_sae_id)
@@ -90,6 +115,7 @@ class Etsi014Source:
         self.peer_sae_id = peer_sae_id
         self._http = http
         self._base_url = f"{base_url.rstrip('/')}{_API_PREFIX}{quote(peer_sae_id, safe='')}"
+        self._figures = figures
         self._use_get = True
         self._simulated = False
 
@@ -98,7 +124,7 @@ class Etsi014Source:
         response = await self._exchange(_Call.STATUS, "GET", self._url(_Call.STATUS))
         status = decode_status(response.body)
         self._simulated = status.extension.get("simulated") is True
-        return _source_status(status, simulated=self._simulated)
+        return _source_status(status, self._figures, simulated=self._simulated)
 
     async def get_keys(self, number: int, size_bits: int) -> list[QkdKey]:
         """``{slave_SAE_ID}/enc_keys``. Source: clause 5.2.
@@ -320,7 +346,9 @@ def _classify(
 # --- checks -------------------------------------------------------------------------------
 
 
-def _source_status(status: Status, *, simulated: bool) -> SourceStatus:
+def _source_status(status: Status, figures: LinkFigures, *, simulated: bool) -> SourceStatus:
+    qber = _figure(status.extension, figures.qber, figures.qber_scale, high=1.0)
+    rate = _figure(status.extension, figures.key_rate, figures.key_rate_scale, high=1e15)
     return SourceStatus(
         stored_key_count=status.stored_key_count,
         max_key_count=status.max_key_count,
@@ -331,15 +359,21 @@ def _source_status(status: Status, *, simulated: bool) -> SourceStatus:
         source_kme_id=status.source_kme_id,
         target_kme_id=status.target_kme_id,
         simulated=simulated,
-        qber=_number(status.extension.get("qber"), high=1.0),
-        key_rate_bps=_number(status.extension.get("key_rate_bps"), high=1e15),
+        qber=qber,
+        key_rate_bps=rate,
     )
 
 
-def _number(value: object, *, high: float) -> float | None:
-    """A vendor's figure, or None where it is no number from 0 to ``high``."""
-    if type(value) in {int, float} and 0 <= value <= high:  # type: ignore[operator]
-        return float(value)  # type: ignore[arg-type]
+def _figure(
+    extension: Mapping[str, object], path: str, scale: float, *, high: float
+) -> float | None:
+    """A vendor's figure, or None where there is none or it is no number from 0 to ``high``."""
+    value: object = extension
+    for member in path.split("."):
+        value = value.get(member) if isinstance(value, Mapping) else None
+    # The range first: a number too large for a float must not be multiplied.
+    if type(value) in {int, float} and 0 <= value <= high / scale:  # type: ignore[operator]
+        return float(value) * scale  # type: ignore[arg-type]
     return None
 
 

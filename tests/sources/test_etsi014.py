@@ -11,8 +11,9 @@ import trio
 from qproxy.errors import ConfigError, KeySourceError, Reason
 from qproxy.net.http_client import HttpClientError, HttpErrorKind, HttpResponse
 from qproxy.sources.base import KeySource
-from qproxy.sources.etsi014 import Etsi014Source
+from qproxy.sources.etsi014 import Etsi014Source, LinkFigures, _source_status
 from qproxy.sources.etsi014_wire import decode_key_container as decode
+from qproxy.sources.etsi014_wire import decode_status
 
 BASE = "https://kme.example:8441/api/v1/keys/gw-b"
 NOT_FOUND = "one or more keys specified are not found on KME"
@@ -490,3 +491,31 @@ async def test_keys_handed_out_are_whole_and_their_repr_is_not(kme, source):
     (taken,) = await source.get_keys(1, 256)
     assert taken.key == b"\x07" * 32
     assert "x07" not in repr(taken)
+
+
+# --- QBER and key rate where vendors put them ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("figures", "extension", "qber", "rate"),
+    [
+        (LinkFigures(), {"qber": 0.02, "key_rate_bps": 5000}, 0.02, 5000.0),
+        (
+            LinkFigures("link.quality.QBER", 0.01, "link.rate_kbps", 1000.0),
+            {"link": {"quality": {"QBER": 3.5}, "rate_kbps": 66}},
+            0.035,
+            66_000.0,
+        ),
+        (LinkFigures("a.b", 1.0, "c", 1.0), {"a": 7, "c": {"d": 1}}, None, None),
+        (LinkFigures(qber_scale=0.01), {"qber": 120, "key_rate_bps": -1}, None, None),
+        (LinkFigures(), {"qber": True, "key_rate_bps": "fast"}, None, None),
+        (LinkFigures(), {}, None, None),
+    ],
+)
+def test_figures_are_read_from_where_the_vendor_puts_them(figures, extension, qber, rate) -> None:
+    status = decode_status(json.dumps({**STATUS, "status_extension": extension}).encode())
+    told = _source_status(status, figures, simulated=False)
+    assert (told.qber, told.key_rate_bps) == (
+        None if qber is None else pytest.approx(qber),
+        rate,
+    )

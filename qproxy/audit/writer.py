@@ -219,7 +219,7 @@ class AuditWriter:
                 self._fault = fault
                 self.failures += 1
         if first:
-            self._log.error("audit_failed", reason=fault, detail=detail)
+            self._log.error("audit_failed", fault=fault, detail=detail)
             self._on_failure(fault)
 
     # In the constructor and then in the writing thread.

@@ -229,9 +229,19 @@ class ModePolicy:
             trusted = not situation.awaits_trial and situation.link_reason is not Reason.QBER_HIGH
             if not (policy is Policy.REQUIRE and stocked and trusted):
                 return situation.link_reason
-        if situation.keys_available < self.keys_per_epoch:
+        if situation.keys_available < self._keys_wanted(situation):
             return Reason.KEYS_EXHAUSTED
         return None
+
+    def _keys_wanted(self, situation: Situation) -> int:
+        """Keys for one epoch; to climb back, for the one after it too.
+
+        A link that trickles would otherwise change the mode with every key it gives. A trial is
+        made with what there is.
+        """
+        climbs = situation.current_mode is Mode.CLASSICAL_ONLY
+        trial = situation.trial or situation.awaits_trial
+        return self.keys_per_epoch * (2 if climbs and not trial else 1)
 
     @staticmethod
     def _hybrid_reason(situation: Situation) -> Reason:

@@ -323,3 +323,26 @@ def test_an_empty_stock_and_no_supply_mean_the_longest_interval():
 def test_more_keys_never_lengthen_the_interval(policy, situation, more):
     richer = replace(situation, keys_available=situation.keys_available + more)
     assert policy.interval_s(richer) <= policy.interval_s(situation)
+
+
+@pytest.mark.parametrize(
+    ("mode", "awaits_trial", "keys", "climbs"),
+    [
+        (Mode.CLASSICAL_ONLY, False, 3, False),
+        (Mode.CLASSICAL_ONLY, False, 4, True),
+        (Mode.CLASSICAL_ONLY, True, 2, True),
+        (Mode.HYBRID, False, 2, True),
+        (None, False, 2, True),
+    ],
+)
+def test_climbing_back_asks_for_the_keys_of_two_epochs(mode, awaits_trial, keys, climbs):
+    decision = ModePolicy(policy=Policy.PREFER, keys_per_epoch=2).decide(
+        Situation(
+            link=LinkState.DEGRADED,
+            link_reason=Reason.KEYS_EXHAUSTED,
+            keys_available=keys,
+            current_mode=mode,
+            awaits_trial=awaits_trial,
+        )
+    )
+    assert (decision.mode is Mode.HYBRID) == climbs

@@ -18,7 +18,13 @@ CLIMB_GOAL_S = 10.0
 GAP_GOAL = 3.0
 
 #: Epochs that use up the gateway's stock within seconds, and may not be made to last for minutes.
-_SCARCE = LiveSettings(peer={"rekey": {"interval_s": 0.1, "max_age_s": 4}})
+_SCARCE = LiveSettings(
+    peer={
+        "rekey": {"interval_s": 0.1, "max_age_s": 4},
+        # A full stock of the usual size would last for a minute, an epoch every two seconds.
+        "key_stock": {"low_water": 2, "high_water": 8},
+    }
+)
 #: What the KMEs have stored would carry hybrid epochs on for minutes.
 _EMPTY_STORE = {"action": "drain"}
 #: Keys that differ show when an epoch is made of them.

@@ -25,6 +25,7 @@ from qproxy.runtime.qkd import QuantumSide
 from qproxy.runtime.tunnel import Tunnel
 from qproxy.tunnel.connection import Connection
 from qproxy.tunnel.events import EpochCommitted, EpochFailed
+from qproxy.tunnel.timers import PRESSING
 
 #: How soon a wish that could not be met is looked at again, in seconds.
 WAIT_S = 1.0
@@ -46,8 +47,6 @@ _KEY_FAILURES = PEER_HAS_NO_KEYS | {
     Reason.KEY_SPENT,
     Reason.KEY_INVALID,
 }
-#: Wishes that a limit of the running key stands behind: they cannot wait for a QKD key.
-_PRESSING = frozenset({Reason.REKEY_BYTES, Reason.REKEY_RECORDS, Reason.REAUTHENTICATION})
 
 
 class EpochDriver:
@@ -94,7 +93,7 @@ class EpochDriver:
     def epoch_due(self, reason: Reason) -> None:
         """The core, or a change of the link, wants an epoch."""
         # A change of the link may prove pointless later on; what the core asked for may not.
-        if self._wish in {None, Reason.LINK_CHANGE} or reason in _PRESSING:
+        if self._wish in {None, Reason.LINK_CHANGE} or reason in PRESSING:
             if reason is Reason.REKEY_INTERVAL:
                 self._stagger()
             self._wish = reason
@@ -315,7 +314,7 @@ class EpochDriver:
             rejected=self._rejected,
             awaits_trial=health.awaits_trial,
             trial=wish is not None and down and health.take_trial(now),
-            must_rekey=wish in _PRESSING,
+            must_rekey=wish in PRESSING,
             tunnels=self._tunnels(),
             supply_keys_per_s=quantum.rate_keys_per_s,
             stock_low=quantum.stock.low,

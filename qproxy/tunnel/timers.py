@@ -24,7 +24,7 @@ _RTT_GAIN = 0.125
 #: How long after ``reauth_interval_s`` a tunnel ends that was not re-authenticated, in seconds.
 REAUTH_GRACE_S = 60.0
 #: Wishes for an epoch that have a deadline or the limit of a key behind them.
-_PRESSING = frozenset({Reason.REKEY_BYTES, Reason.REKEY_RECORDS, Reason.REAUTHENTICATION})
+PRESSING = frozenset({Reason.REKEY_BYTES, Reason.REKEY_RECORDS, Reason.REAUTHENTICATION})
 #: How long the peer may take to answer our END, in seconds.
 _END_TIMEOUT_S = 5.0
 
@@ -83,7 +83,7 @@ class Timers:
         What has a hard limit behind it is told even to a driver that lets another wish wait for a
         QKD key.
         """
-        if self._due is None or (reason in _PRESSING and self._due not in _PRESSING):
+        if self._due is None or (reason in PRESSING and self._due not in PRESSING):
             self._due = reason
             self._events.append(EpochDue(reason))
 

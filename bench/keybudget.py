@@ -7,6 +7,7 @@ to show that they do not come into it. The link starts with no more than one fil
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 import trio
 
 from bench.children import cpu_seconds
+from bench.command import Benchmark
 from bench.host import Host, load_average
 from bench.live import LivePair, LiveSettings, live_pair
 from bench.rounds import progress, utc_now
@@ -262,3 +264,17 @@ def _extrapolated(study: Study) -> list[str]:
         f" take {tunnels} pairs; with one tunnel each and a rekey every second they spend"
         f" {tunnels} keys/s, {bps / 1000:.1f} kbit/s, {bps / KEY_RATE_BPS:.0%} of the link"
     ]
+
+
+def _run(options: argparse.Namespace) -> tuple[Study, str]:
+    if options.quick:
+        parameters = KeyBudgetParameters(options.rounds, pools=(Pool(1), Pool(2)), seconds=2.0)
+    else:
+        parameters = KeyBudgetParameters(options.rounds)
+    study = run_keybudget(parameters)
+    return study, keybudget_markdown(study)
+
+
+KEYBUDGET = Benchmark(
+    "keybudget", "100 kbit/s of keys against streams opened as fast as the pair can", 3, _run
+)

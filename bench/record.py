@@ -24,6 +24,23 @@ MAX_OTHERS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
+class Figure:
+    """One of the values that a benchmark's samples have: what it is and which way is better.
+
+    Attributes:
+        name: of the value in the samples; ends in its unit.
+        title: for tables, without the unit.
+        unit: for tables.
+        less_is_better: latency, CPU time and memory; else as with throughput.
+    """
+
+    name: str
+    title: str
+    unit: str
+    less_is_better: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One measurement.
 
@@ -93,12 +110,16 @@ class Record:
         started: UTC, ISO 8601.
         host: where.
         parameters: of the run.
-        value: which of a sample's values is the result; more of it is better.
+        value: which of a sample's values is the result; more of it is better, unless its figure
+            says otherwise.
         cost: which of them is its price; less of it is better, and other people's load on the
             machine hardly touches it.
         rows: the pairs.
         samples: all of them, in the order they were taken.
         finished: UTC, ISO 8601; "" until then.
+        figures: those values of the samples that are worth a ratio, the most telling first. Not
+            every case has every one of them. Without any, ``value`` and ``cost`` are all there is.
+        notes: what a reader must know that no figure says, such as where a peer gave up.
     """
 
     benchmark: str
@@ -110,6 +131,15 @@ class Record:
     rows: list[Row] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     finished: str = ""
+    figures: tuple[Figure, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+    def figure(self, name: str) -> Figure:
+        """What a value of the samples is, whether it is listed or not."""
+        for figure in self.figures:
+            if figure.name == name:
+                return figure
+        return Figure(name, name, "", less_is_better=name == self.cost)
 
     @property
     def cases(self) -> list[str]:
@@ -159,14 +189,21 @@ class Record:
         found = [self.ratio(case, *pair, value) for case in self.cases for pair in pairs]
         return [ratio for ratio in found if ratio is not None]
 
-    def best_peer(self, case: str) -> str | None:
-        """The peer with the highest median, or None where no peer was measured."""
+    def best_peer(self, case: str, value: str | None = None) -> str | None:
+        """The peer with the best median, or None where no peer was measured.
+
+        Args:
+            case: what was measured.
+            value: of the samples; the record's ``value`` by default.
+        """
+        value = value or self.value
         medians = {
             row.name: spread.median
             for row in self.rows
-            if row.kind is Kind.PEER and (spread := self.spread(row.name, case, self.value))
+            if row.kind is Kind.PEER and (spread := self.spread(row.name, case, value))
         }
-        return max(medians, key=lambda name: medians[name]) if medians else None
+        best = min if self.figure(value).less_is_better else max
+        return best(medians, key=lambda name: medians[name]) if medians else None
 
     def warnings(self) -> list[str]:
         """What a reader must know before believing a number."""
@@ -187,16 +224,26 @@ class Record:
             found.append(f"{len(rounds)} round(s): no ratio means anything under {MIN_ROUNDS}")
         return found
 
+    @property
+    def _compared(self) -> list[str]:
+        """Values that ratios are taken of."""
+        named = [self.value, self.cost, *(figure.name for figure in self.figures)]
+        return [name for name in dict.fromkeys(named) if name]
+
     def to_json(self) -> str:
         """The whole record, the summary included."""
         document: dict[str, Any] = {"format": FORMAT, **dataclasses.asdict(self)}
         document["summary"] = {
             "ratios": [
                 dataclasses.asdict(ratio)
-                for value in (self.value, self.cost)
+                for value in self._compared
                 for ratio in self.ratios(value)
             ],
             "best_peer": {case: self.best_peer(case) for case in self.cases},
+            "best_peers": {
+                case: {value: self.best_peer(case, value) for value in self._compared}
+                for case in self.cases
+            },
             "warnings": self.warnings(),
         }
         return json.dumps(document, indent=1) + "\n"

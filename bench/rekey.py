@@ -7,10 +7,12 @@ the CPU time of a pair that moves nothing: they hardly change with what else the
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
+from bench.command import MEGABYTE, Benchmark, add_megabytes_option
 from bench.host import Host
 from bench.mixed_load import percentile
 from bench.pairs.qproxy import QProxy
@@ -18,7 +20,7 @@ from bench.record import Record
 from bench.rounds import Bench, CpuMeter, Measure, run_rounds, utc_now
 from bench.stats import Spread
 from bench.study import table
-from bench.throughput import DIRECTIONS, limit_s, timed_transfer
+from bench.throughput import DIRECTIONS, QUICK_BYTES, limit_s, timed_transfer
 
 #: Names of the two rows.
 EVERY_SECOND = "rekey every second"
@@ -159,3 +161,19 @@ def _judged(value: str, ratio: Spread) -> list[str]:
     else:
         return ["", ""]
     return [goal, "met" if met else "**missed**" if failed else "undecided: noise"]
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add_megabytes_option(parser, RekeyParameters().sample_bytes)
+
+
+def _run(options: argparse.Namespace) -> tuple[Record, str]:
+    if options.quick:
+        parameters = RekeyParameters(options.rounds, QUICK_BYTES, ping_s=1.0, idle_s=1.0)
+    else:
+        parameters = RekeyParameters(options.rounds, options.megabytes * MEGABYTE)
+    record = run_rekey(parameters)
+    return record, rekey_markdown(record)
+
+
+REKEY = Benchmark("rekey", "what a rekey every second costs", 5, _run, _options)

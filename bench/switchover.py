@@ -18,6 +18,7 @@ then it is healed, and their climb is waited for.
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +27,8 @@ from pathlib import Path
 import trio
 
 from bench import mixed_load
-from bench.faults import CLIMB_GOAL_S, GAP_GOAL, Fault
+from bench.command import Benchmark
+from bench.faults import CLIMB_GOAL_S, FAULTS, GAP_GOAL, Fault, chosen_faults
 from bench.gateway_log import first_bad_sign
 from bench.host import Host, cpu_times, load_average
 from bench.live import LivePair, live_pair
@@ -265,3 +267,34 @@ def _settings(study: Study, case: str) -> str:
     particulars = study.cases[case]
     changed = {name: particulars[name] for name in ("link", "peer") if particulars[name]}
     return str(changed) if changed else "default"
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--fault",
+        action="append",
+        dest="faults",
+        metavar="NAME",
+        help="only faults whose name begins so; may be given again: "
+        + "; ".join(fault.name.replace("%", "%%") for fault in FAULTS),
+    )
+
+
+def _run(options: argparse.Namespace) -> tuple[Study, str]:
+    faults = chosen_faults(options.faults)
+    if options.quick:
+        parameters = SwitchoverParameters(options.rounds, quiet_s=2.0, holds_s=(1.5,))
+        faults = faults if options.faults else faults[:1]
+    else:
+        parameters = SwitchoverParameters(options.rounds)
+    study = run_switchover(faults, parameters)
+    return study, switchover_markdown(study)
+
+
+SWITCHOVER = Benchmark(
+    "switchover",
+    "falling back and climbing back, for every fault of the quantum side",
+    SwitchoverParameters().rounds,
+    _run,
+    _options,
+)

@@ -8,12 +8,20 @@ proxies of the pair; the load generator's and the KMEs' are not in them.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from bench.command import (
+    MEGABYTE,
+    Benchmark,
+    add_megabytes_option,
+    add_pair_option,
+    chosen_pairs,
+)
 from bench.host import Host
 from bench.pairs import ProxyPair
-from bench.record import Record
+from bench.record import Figure, Record
 from bench.report import markdown
 from bench.rounds import Bench, CpuMeter, Measure, run_rounds, utc_now
 
@@ -49,6 +57,10 @@ def run_throughput(pairs: Sequence[ProxyPair], parameters: ThroughputParameters)
         parameters={**asdict(parameters), "connections": 1},
         value="mb_per_s",
         cost="cpu_s_per_gb",
+        figures=(
+            Figure("mb_per_s", "throughput", "MB/s"),
+            Figure("cpu_s_per_gb", "CPU time", "s/GB", less_is_better=True),
+        ),
     )
     run_rounds(record, pairs, parameters.rounds, _measure(parameters))
     return record
@@ -92,3 +104,24 @@ def timed_transfer(bench: Bench, direction: str, count: int) -> dict[str, float]
 def limit_s(count: int) -> float:
     """How long moving so many bytes may take, in seconds."""
     return _GRACE_S + count / _SLOWEST_BPS
+
+
+#: Bytes of a timed transfer that only shows that everything works.
+QUICK_BYTES = 64_000_000
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add_megabytes_option(parser, ThroughputParameters().sample_bytes)
+    add_pair_option(parser)
+
+
+def _run(options: argparse.Namespace) -> tuple[Record, str]:
+    sample_bytes = QUICK_BYTES if options.quick else options.megabytes * MEGABYTE
+    parameters = ThroughputParameters(rounds=options.rounds, sample_bytes=sample_bytes)
+    record = run_throughput(chosen_pairs(options), parameters)
+    return record, throughput_markdown(record)
+
+
+THROUGHPUT = Benchmark(
+    "throughput", "bulk throughput of one connection, down and up", 5, _run, _options
+)

@@ -31,6 +31,10 @@ class SourceStatus:
             of that word, not a promise.
         qber: quantum bit error rate, 0 to 1, where the source reports one.
         key_rate_bps: secret key rate in bits per second, where the source reports one.
+        kme: configured name of the KME that gave this status; empty where the source has no names
+            for what is behind it.
+        failing_kmes: configured names of the KMEs that are left out just now, because they failed.
+        kme_switches: how often another KME than the one before came to give the keys.
     """
 
     stored_key_count: int | None
@@ -44,6 +48,9 @@ class SourceStatus:
     simulated: bool = False
     qber: float | None = None
     key_rate_bps: float | None = None
+    kme: str = ""
+    failing_kmes: tuple[str, ...] = ()
+    kme_switches: int = 0
 
 
 class KeySource(Protocol):
@@ -73,7 +80,10 @@ class KeySource(Protocol):
             size_bits: size of each, a multiple of 8.
 
         Returns:
-            Exactly ``number`` keys of exactly ``size_bits``, with distinct IDs.
+            At least one key and at most ``number``, each of exactly ``size_bits``, with distinct
+            IDs. Fewer than ``number`` come where the source gives few in one request and then
+            fails, runs dry, or would not be through before the caller's deadline: keys that are
+            there are better used than wiped. The caller asks again for the rest.
         """
         ...
 

@@ -19,13 +19,21 @@ from bench.stats import BenchError
 _ROOT = Path(__file__).resolve().parent.parent
 
 
-class _Program:
-    """A ``bench.load`` process that speaks line by line."""
+class Program:
+    """A process of a load generator that speaks line by line.
 
-    def __init__(self, part: str) -> None:
-        self._part = part
+    Args:
+        part: which one, and its other arguments.
+        module: of the load generator.
+
+    Attributes:
+        pid: its process ID.
+    """
+
+    def __init__(self, *part: str, module: str = "bench.load") -> None:
+        self._part = part[0]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.load", part],
+            [sys.executable, "-m", module, *part],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -77,7 +85,7 @@ class _Program:
         return line.decode()
 
 
-class Service(_Program):
+class Service(Program):
     """The service behind the far proxy.
 
     Attributes:
@@ -89,7 +97,7 @@ class Service(_Program):
         self.port = int(self.read_line(READY_S))
 
 
-class LoadClient(_Program):
+class LoadClient(Program):
     """The client in front of the near proxy; at most one connection."""
 
     def __init__(self) -> None:

@@ -22,6 +22,8 @@ from pathlib import Path
 
 from bench.children import Child, children, free_ports, wait_until
 
+#: Where everything listens unless a delayed path lies between the proxies.
+LOOPBACK = "127.0.0.1"
 #: Names of the near and the far proxy, and of their files under the PKI directory.
 NEAR_NAME = "gw-a"
 FAR_NAME = "gw-b"
@@ -51,8 +53,11 @@ class Site:
         pki: certificates, as ``qproxy pki init`` makes them.
         service_port: where the service listens on 127.0.0.1.
         entry_port: where clients shall connect.
-        tunnel_port: where the far proxy shall listen for the near one.
+        tunnel_port: of the far proxy, for the near one.
         helper_ports: for what else a pair needs.
+        far_host: address the far proxy, or the service without proxies, shall listen at.
+        path_host: address where the near one shall look for it; another one where a delayed path
+            lies in between (see :mod:`bench.path`).
     """
 
     directory: Path
@@ -61,13 +66,32 @@ class Site:
     entry_port: int
     tunnel_port: int
     helper_ports: tuple[int, ...]
+    far_host: str = LOOPBACK
+    path_host: str = LOOPBACK
 
     @classmethod
-    def make(cls, directory: Path, pki: Path, service_port: int) -> Site:
+    def make(
+        cls,
+        directory: Path,
+        pki: Path,
+        service_port: int,
+        far_host: str = LOOPBACK,
+        path_host: str = LOOPBACK,
+    ) -> Site:
         """A site with free ports."""
         directory.mkdir(parents=True)
         entry, tunnel, *helpers = free_ports(6)
-        return cls(directory, pki, service_port, entry, tunnel, tuple(helpers))
+        return cls(directory, pki, service_port, entry, tunnel, tuple(helpers), far_host, path_host)
+
+    @property
+    def far_address(self) -> str:
+        """Where the far proxy shall listen for the near one, HOST:PORT."""
+        return f"{self.far_host}:{self.tunnel_port}"
+
+    @property
+    def path_address(self) -> str:
+        """Where the near proxy reaches the far one, HOST:PORT."""
+        return f"{self.path_host}:{self.tunnel_port}"
 
     def write(self, name: str, text: str) -> Path:
         """Write a configuration file."""
@@ -85,12 +109,14 @@ class Running:
         proxies: near and far, by those words; their CPU time counts.
         helpers: other processes of the pair, which do not.
         facts: what the pair turned out to do: mode, cipher, epochs.
+        host: the address clients connect to.
     """
 
     port: int
     proxies: dict[str, Child] = field(default_factory=dict)
     helpers: list[Child] = field(default_factory=list)
     facts: dict[str, str | int] = field(default_factory=dict)
+    host: str = LOOPBACK
 
     @property
     def processes(self) -> list[Child]:
@@ -148,7 +174,11 @@ class ProxyPair(abc.ABC):
         Raises:
             BenchError: they do not get ready.
         """
-        wait_until(lambda: listens(site.tunnel_port), f"{self.name} (far)", running.processes)
+        wait_until(
+            lambda: listens(site.tunnel_port, site.far_host),
+            f"{self.name} (far)",
+            running.processes,
+        )
         wait_until(lambda: listens(site.entry_port), f"{self.name} (near)", running.processes)
         running.facts |= negotiated(site)
 
@@ -189,10 +219,10 @@ class ProxyPair(abc.ABC):
         return self.executable() or self.program
 
 
-def listens(port: int) -> bool:
-    """Whether somebody takes connections at a port of 127.0.0.1."""
+def listens(port: int, host: str = LOOPBACK) -> bool:
+    """Whether somebody takes connections at a port."""
     try:
-        socket.create_connection(("127.0.0.1", port), 1.0).close()
+        socket.create_connection((host, port), 1.0).close()
     except OSError:
         return False
     return True
@@ -204,7 +234,7 @@ def negotiated(site: Site) -> dict[str, str | int]:
     context.load_verify_locations(site.pki / "ca.pem")
     context.load_cert_chain(site.pki / f"{NEAR_NAME}.pem", site.pki / f"{NEAR_NAME}.key")
     with (
-        socket.create_connection(("127.0.0.1", site.tunnel_port), 5.0) as sock,
+        socket.create_connection((site.far_host, site.tunnel_port), 5.0) as sock,
         context.wrap_socket(sock, server_hostname=FAR_NAME) as tls,
     ):
         cipher = tls.cipher()

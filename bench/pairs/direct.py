@@ -9,7 +9,7 @@ from bench.pairs.base import Kind, ProxyPair, Running, Site
 
 
 class Direct(ProxyPair):
-    """Plain TCP over loopback."""
+    """Plain TCP, over loopback or whatever path lies in between."""
 
     name = "direct TCP"
     kind = Kind.LIMIT
@@ -33,4 +33,4 @@ class Direct(ProxyPair):
     @contextlib.contextmanager
     def running(self, site: Site) -> Iterator[Running]:
         """Clients connect to the service itself."""
-        yield Running(site.service_port)
+        yield Running(site.service_port, host=site.path_host)

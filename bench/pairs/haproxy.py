@@ -51,7 +51,7 @@ class HAProxy(ProxyPair):
             site,
             "far",
             f"frontend tunnel\n"
-            f"    bind 127.0.0.1:{site.tunnel_port} ssl crt {combined_pem(site, FAR_NAME)}"
+            f"    bind {site.far_address} ssl crt {combined_pem(site, FAR_NAME)}"
             f" ca-file {site.pki / 'ca.pem'} verify required\n"
             f"    tcp-request session reject unless {{ ssl_c_s_dn(cn) -m str {NEAR_NAME} }}\n"
             f"    default_backend service\n"
@@ -68,7 +68,7 @@ class HAProxy(ProxyPair):
             f"    bind 127.0.0.1:{site.entry_port}\n"
             f"    default_backend far\n"
             f"backend far\n"
-            f"    server far 127.0.0.1:{site.tunnel_port} ssl crt {combined_pem(site, NEAR_NAME)}"
+            f"    server far {site.path_address} ssl crt {combined_pem(site, NEAR_NAME)}"
             f" ca-file {site.pki / 'ca.pem'} verify required verifyhost {FAR_NAME}"
             f" sni str({FAR_NAME})\n",
         )

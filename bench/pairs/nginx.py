@@ -63,7 +63,7 @@ class NginxStream(ProxyPair):
         return self._command(
             site,
             "far",
-            f"listen 127.0.0.1:{site.tunnel_port} ssl;\n"
+            f"listen {site.far_address} ssl;\n"
             f"proxy_pass 127.0.0.1:{site.service_port};\n"
             f"ssl_certificate {pki / FAR_NAME}.pem; ssl_certificate_key {pki / FAR_NAME}.key;\n"
             f"ssl_client_certificate {pki / 'ca.pem'}; ssl_verify_client on;\n"
@@ -78,7 +78,7 @@ class NginxStream(ProxyPair):
             site,
             "near",
             f"listen 127.0.0.1:{site.entry_port};\n"
-            f"proxy_pass 127.0.0.1:{site.tunnel_port}; proxy_ssl on;\n"
+            f"proxy_pass {site.path_address}; proxy_ssl on;\n"
             f"proxy_ssl_certificate {pki / name}.pem; proxy_ssl_certificate_key {pki / name}.key;\n"
             f"proxy_ssl_trusted_certificate {pki / 'ca.pem'}; proxy_ssl_verify on;\n"
             f"proxy_ssl_name {FAR_NAME}; proxy_ssl_server_name on; proxy_ssl_protocols TLSv1.3;\n"

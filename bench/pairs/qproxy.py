@@ -57,14 +57,14 @@ class QProxy(ProxyPair):
     def far_command(self, site: Site) -> Sequence[str]:
         """The gateway beside the service."""
         config = self._gateway(site, FAR_NAME, NEAR_NAME, "kme-b", site.helper_ports[1])
-        config["tunnel"] = {"listen": f"127.0.0.1:{site.tunnel_port}"}
+        config["tunnel"] = {"listen": site.far_address}
         config["services"] = {_SERVICE: {"connect": f"127.0.0.1:{site.service_port}"}}
         return [*_QPROXY, "run", _write(site, "far", config)]
 
     def near_command(self, site: Site) -> Sequence[str]:
         """The gateway beside the client, which dials."""
         config = self._gateway(site, NEAR_NAME, FAR_NAME, "kme-a", site.helper_ports[0])
-        config["peers"][FAR_NAME]["address"] = f"127.0.0.1:{site.tunnel_port}"
+        config["peers"][FAR_NAME]["address"] = site.path_address
         config["listeners"] = {
             _SERVICE: {
                 "listen": f"127.0.0.1:{site.entry_port}",

@@ -28,7 +28,7 @@ class Stunnel(ProxyPair):
         return self._command(
             site,
             FAR_NAME,
-            f"accept = 127.0.0.1:{site.tunnel_port}\nconnect = 127.0.0.1:{site.service_port}\n"
+            f"accept = {site.far_address}\nconnect = 127.0.0.1:{site.service_port}\n"
             f"checkHost = {NEAR_NAME}\n",
         )
 
@@ -38,7 +38,7 @@ class Stunnel(ProxyPair):
             site,
             NEAR_NAME,
             f"client = yes\naccept = 127.0.0.1:{site.entry_port}\n"
-            f"connect = 127.0.0.1:{site.tunnel_port}\nsni = {FAR_NAME}\ncheckHost = {FAR_NAME}\n",
+            f"connect = {site.path_address}\nsni = {FAR_NAME}\ncheckHost = {FAR_NAME}\n",
         )
 
     def _command(self, site: Site, name: str, service: str) -> Sequence[str]:

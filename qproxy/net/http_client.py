@@ -1,20 +1,26 @@
-"""An HTTP/1.1 client: httpcore's connection pool over our own endpoints.
+"""An HTTP/1.1 client: h11 over our own endpoints, and a few connections kept for reuse.
 
-httpcore brings the pool and the protocol; connecting and TLS are ours, so that key sources are
-reached with the same OpenSSL and the same checks as everything else, X25519MLKEM768 included.
-Redirects are never followed and no proxy is taken from the environment.
+Connecting and TLS are ours, so that key sources are reached with the same OpenSSL and the same
+checks as everything else, X25519MLKEM768 included. Redirects are never followed, no proxy is taken
+from the environment and no content coding is asked for or accepted.
+
+A request is sent once. Over HTTP nobody can tell a request that was lost from one that was obeyed
+and whose answer was lost, and a key source gives each key once, to a GET as well: sent again, it
+would give others, and the first would be gone. So a kept connection that turns out dead costs a
+failed exchange, unless nothing of the request had left or the caller says that it may be repeated.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json as jsonlib
-import ssl
-from collections.abc import Iterable
+import re
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
+from urllib.parse import urlsplit
 
-import httpcore
+import h11
 import trio
 from OpenSSL import SSL
 
@@ -34,9 +40,14 @@ DEFAULT_MAX_RESPONSE_BYTES = 1 << 20
 DEFAULT_MAX_CONNECTIONS = 4
 #: Default for ``idle_timeout_s``.
 DEFAULT_IDLE_TIMEOUT_S = 30.0
+#: Largest status line and headers of a response, in bytes.
+MAX_HEAD_BYTES = 65536
+#: Most interim (1xx) responses before the one that counts.
+MAX_INTERIM_RESPONSES = 8
 
-#: Methods that may be sent again when a kept connection turns out dead (RFC 9110 §9.2.2).
-_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+_RECEIVE_BYTES = 65536
+_URL = re.compile(r"[!-~]{1,8192}")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class HttpErrorKind(enum.StrEnum):
@@ -45,7 +56,8 @@ class HttpErrorKind(enum.StrEnum):
     CONNECT = "connect"  # no connection: refused, unreachable, no such name
     TLS = "tls"  # one side refused the other
     TIMEOUT = "timeout"  # connecting or the exchange took too long
-    PROTOCOL = "protocol"  # the connection broke, or what came is not HTTP
+    LOST = "lost"  # the connection ended before the response began
+    PROTOCOL = "protocol"  # what came is no whole response, or not HTTP
     TOO_LARGE = "too_large"  # the body is over the limit
 
 
@@ -78,6 +90,20 @@ class HttpResponse:
     body: bytes = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where a request goes."""
+
+    host: str
+    port: int
+    host_header: bytes
+    path: bytes
+
+    @property
+    def where(self) -> str:
+        return self.host_header.decode("ascii")
+
+
 class HttpClient:
     """A client for one server or a few, keeping connections for reuse.
 
@@ -105,228 +131,295 @@ class HttpClient:
         max_connections: int = DEFAULT_MAX_CONNECTIONS,
         idle_timeout_s: float = DEFAULT_IDLE_TIMEOUT_S,
     ) -> None:
+        self._tls = tls
         self._scheme = "http" if tls is None else "https"
+        self._server_name = server_name
+        self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
         self._max_response_bytes = max_response_bytes
         self._max_connections = max_connections
-        self._pool = httpcore.AsyncConnectionPool(
-            # Never used: without one httpcore would load the system's CAs for nothing.
-            ssl_context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
-            max_connections=max_connections,
-            max_keepalive_connections=max_connections,
-            keepalive_expiry=idle_timeout_s,
-            network_backend=_Backend(tls, server_name, connect_timeout_s),
-        )
+        self._idle_timeout_s = idle_timeout_s
+        self._slots = trio.Semaphore(max_connections)
+        self._idle: list[_Connection] = []
+        self._busy: set[_Connection] = set()
+        self._closed = False
 
-    async def request(self, method: str, url: str, *, json: object | None = None) -> HttpResponse:
+    async def request(
+        self, method: str, url: str, *, json: object | None = None, repeatable: bool = False
+    ) -> HttpResponse:
         """One exchange.
-
-        A connection that was kept from an earlier exchange and turns out dead before the
-        response's headers came is replaced, and the request sent again, where the method is
-        idempotent. Nothing else is retried.
 
         Args:
             method: such as ``GET``.
             url: absolute, with the scheme that ``tls`` calls for.
             json: a value to send as the body; None for no body.
+            repeatable: whether the server may get the request twice. Where a connection that was
+                kept from an earlier exchange turns out dead before a byte of the response came,
+                it is then sent again. Nothing else is ever retried.
 
         Raises:
             HttpClientError: no response, or none that is acceptable. A status of 400 or 500 is
                 a response like any other.
         """
-        try:
-            target = httpcore.URL(url)
-        except (ValueError, TypeError):
-            raise HttpClientError(HttpErrorKind.PROTOCOL, "the URL cannot be parsed") from None
-        where = target.host.decode("ascii", "replace")
-        if target.scheme != self._scheme.encode() or not where:
-            raise HttpClientError(
-                HttpErrorKind.PROTOCOL, f"expected a URL with scheme {self._scheme!r} and a host"
-            )
-        headers, body = _encode(json)
+        target = _parse(url, self._scheme)
+        data, head = _encode(method, target, json)
         with trio.move_on_after(self._request_timeout_s):
-            # One kept connection after the other may turn out dead; then comes a fresh one.
-            for _ in range(self._max_connections + 1):
-                progress = _Progress()
-                try:
-                    return await self._exchange(method, target, headers, body, progress)
-                except (httpcore.NetworkError, httpcore.ProtocolError) as error:
-                    if progress.can_retry and method in _IDEMPOTENT:
-                        continue
-                    raise _broken(where, error) from None
-            raise HttpClientError(HttpErrorKind.PROTOCOL, f"{where} keeps closing connections")
+            async with self._slots:
+                # One kept connection after the other may turn out dead; then comes a fresh one.
+                for _ in range(self._max_connections + 1):
+                    async with self._connection(target) as connection:
+                        response = await connection.exchange(
+                            head, data, self._max_response_bytes, repeatable=repeatable
+                        )
+                    if response is not None:
+                        return response
+            raise HttpClientError(HttpErrorKind.LOST, f"{target.where} keeps closing connections")
         raise HttpClientError(
-            HttpErrorKind.TIMEOUT, f"no response from {where} in {self._request_timeout_s} s"
+            HttpErrorKind.TIMEOUT, f"no response from {target.where} in {self._request_timeout_s} s"
         )
 
     async def aclose(self) -> None:
-        """Close every connection. Exchanges under way fail."""
-        await self._pool.aclose()
+        """Close every connection. Exchanges under way fail. Idempotent."""
+        self._closed = True
+        for connection in (*self._idle, *self._busy):
+            connection.close()
+        self._idle.clear()
+        await trio.lowlevel.checkpoint()
 
-    async def _exchange(
-        self,
-        method: str,
-        target: httpcore.URL,
-        headers: list[tuple[bytes, bytes]],
-        body: bytes,
-        progress: _Progress,
-    ) -> HttpResponse:
-        async with self._pool.stream(
-            method,
-            target,
-            headers=[(b"Host", _host_header(target)), *headers],
-            content=body,
-            extensions={"trace": progress.trace},
-        ) as response:
-            received = bytearray()
-            async for part in response.aiter_stream():
-                if len(received) + len(part) > self._max_response_bytes:
-                    # Not raised here: httpcore's generators end cleanly only from below.
-                    _refuse_further(response, self._max_response_bytes)
-                else:
-                    received += part
-            _check_refused(response)
-            return HttpResponse(response.status, _headers(response.headers), bytes(received))
+    @contextlib.asynccontextmanager
+    async def _connection(self, target: _Target) -> AsyncIterator[_Connection]:
+        """A connection for one exchange: a kept one that still looks alive, or a fresh one."""
+        connection = self._take_kept(target)
+        if connection is None:
+            connection = _Connection(await self._connect(target), target)
+        self._busy.add(connection)
+        try:
+            if self._closed:
+                raise _is_closed()
+            yield connection
+            if connection.is_reusable and not self._closed:
+                connection.kept_at = trio.current_time()
+                self._idle.append(connection)
+        finally:
+            self._busy.discard(connection)
+            if connection not in self._idle:
+                connection.close()
 
+    def _take_kept(self, target: _Target) -> _Connection | None:
+        oldest = trio.current_time() - self._idle_timeout_s
+        for connection in [kept for kept in self._idle if kept.kept_at < oldest or kept.has_input]:
+            self._idle.remove(connection)
+            connection.close()
+        for connection in reversed(self._idle):
+            if (connection.target.host, connection.target.port) == (target.host, target.port):
+                self._idle.remove(connection)
+                return connection
+        if len(self._idle) + len(self._busy) >= self._max_connections:
+            self._idle.pop(0).close()  # another server's; those in use have a slot each
+        return None
 
-class _Progress:
-    """How far an exchange came, from httpcore's own trace events."""
-
-    def __init__(self) -> None:
-        self._connected = False
-        self._answered = False
-
-    async def trace(self, event: str, _info: dict[str, Any]) -> None:
-        """httpcore's trace extension."""
-        if event == "connection.connect_tcp.started":
-            self._connected = True
-        elif event == "http11.receive_response_headers.complete":
-            self._answered = True
-
-    @property
-    def can_retry(self) -> bool:
-        """Whether the connection was a kept one and no response began on it."""
-        return not self._connected and not self._answered
-
-
-class _Backend(httpcore.AsyncNetworkBackend):
-    """Connects, and wraps in TLS, for httpcore."""
-
-    def __init__(
-        self, tls: SSL.Context | None, server_name: str | None, connect_timeout_s: float
-    ) -> None:
-        self._tls = tls
-        self._server_name = server_name
-        self._connect_timeout_s = connect_timeout_s
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+    async def _connect(self, target: _Target) -> TcpEndpoint | TlsEndpoint:
         """Connect, TLS included, so that one timeout covers both."""
+        if self._closed:
+            raise _is_closed()
         try:
             with trio.fail_after(self._connect_timeout_s):
-                return await self._connect(host, port)
+                return await self._open_endpoint(target)
         except trio.TooSlowError:
             raise HttpClientError(
                 HttpErrorKind.TIMEOUT,
-                f"no connection to {host}:{port} in {self._connect_timeout_s} s",
+                f"no connection to {target.where} in {self._connect_timeout_s} s",
                 reason=Reason.CONNECT_TIMEOUT,
             ) from None
 
-    async def sleep(self, seconds: float) -> None:
-        """Needed by httpcore's own retries, which are off."""
-        await trio.sleep(seconds)
-
-    async def _connect(self, host: str, port: int) -> _NetworkStream:
+    async def _open_endpoint(self, target: _Target) -> TcpEndpoint | TlsEndpoint:
         try:
-            sock = await open_connection(TcpAddress(host, port), self._connect_timeout_s)
+            address = TcpAddress(target.host, target.port)
+            sock = await open_connection(address, self._connect_timeout_s)
         except ConnectionLost as lost:
             timed_out = lost.reason is Reason.CONNECT_TIMEOUT
             kind = HttpErrorKind.TIMEOUT if timed_out else HttpErrorKind.CONNECT
             raise HttpClientError(kind, str(lost), reason=lost.reason) from None
         if self._tls is None:
-            return _NetworkStream(TcpEndpoint(sock))
-        endpoint = TlsEndpoint.client(sock, self._tls, server_name=self._server_name or host)
+            return TcpEndpoint(sock)
+        name = self._server_name or target.host
+        endpoint = TlsEndpoint.client(sock, self._tls, server_name=name)
         try:
             await endpoint.handshake()
         except ConnectionLost as lost:
             raise HttpClientError(
-                HttpErrorKind.TLS, f"{host}:{port}: {lost}", reason=lost.reason
+                HttpErrorKind.TLS, f"{target.where}: {lost}", reason=lost.reason
             ) from None
         finally:
             if not endpoint.handshake_done:
                 endpoint.close()
-        return _NetworkStream(endpoint)
+        return endpoint
 
 
-class _NetworkStream(httpcore.AsyncNetworkStream):
-    """An endpoint as httpcore wants it. Timeouts are the whole exchange's, not its steps'."""
+class _Connection:
+    """One connection, its h11 state, and one exchange after the other on it."""
 
-    def __init__(self, endpoint: TcpEndpoint | TlsEndpoint) -> None:
+    def __init__(self, endpoint: TcpEndpoint | TlsEndpoint, target: _Target) -> None:
+        self.target = target
+        #: When the last exchange ended.
+        self.kept_at = 0.0
+        #: Whether another exchange may follow.
+        self.is_reusable = False
         self._endpoint = endpoint
         self._stream = EndpointStream(endpoint)
-        #: What the next read raises instead of reading.
-        self.failure: HttpClientError | None = None
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._was_kept = False
+        self._left = False
+        self._received_bytes = 0
+        self._max_received_bytes = 0
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Receive some; empty at the end."""
-        if self.failure is not None:
-            raise self.failure
-        try:
-            return await self._stream.receive_some(max_bytes)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            _raise_refusal(error)
-            raise httpcore.ReadError("the connection was lost") from None
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send all."""
-        try:
-            await self._stream.send_all(buffer)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            # httpcore reads on after this: the server may have said why before it went.
-            raise httpcore.WriteError("the connection was lost") from None
-
-    async def aclose(self) -> None:
-        """Close in order."""
-        await self._stream.aclose()
-
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Nothing: the backend has already done it, with its own context and name."""
-        return self
-
-    def get_extra_info(self, info: str) -> Any:
-        """What httpcore asks of a kept connection: whether anything, such as an end, came."""
-        return self._has_input() if info == "is_readable" else None
-
-    def _has_input(self) -> bool:
+    @property
+    def has_input(self) -> bool:
+        """Whether anything came that nobody asked for, such as the end."""
         try:
             return self._endpoint.try_receive_into(memoryview(bytearray(1))) is not None
         except ConnectionLost:
             return True
 
+    def close(self) -> None:
+        """Close in order, without waiting. Idempotent."""
+        self._endpoint.close()
 
-def _refuse_further(response: httpcore.Response, limit_bytes: int) -> None:
-    stream = response.extensions["network_stream"]
-    stream.failure = HttpClientError(
-        HttpErrorKind.TOO_LARGE, f"the response is larger than {limit_bytes} bytes"
-    )
+    async def exchange(
+        self, head: h11.Request, body: bytes, max_response_bytes: int, *, repeatable: bool
+    ) -> HttpResponse | None:
+        """Send a request and read its response.
+
+        Returns:
+            The response; None where the request is to be sent over another connection.
+        """
+        self.is_reusable, self._left, self._received_bytes = False, False, 0
+        # Chunk headers and the like come on top of head and body; nobody needs as much again.
+        self._max_received_bytes = 2 * (max_response_bytes + MAX_HEAD_BYTES)
+        try:
+            await self._send(head, body)
+            return await self._receive(max_response_bytes)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, h11.ProtocolError) as error:
+            _raise_refusal(error)
+            if self._received_bytes:
+                raise self._broken() from None
+            if self._was_kept and (repeatable or not self._left):
+                return None
+            raise HttpClientError(
+                HttpErrorKind.LOST, f"{self.target.where} closed the connection without a response"
+            ) from None
+
+    async def _send(self, head: h11.Request, body: bytes) -> None:
+        parts = [self._http.send(head), self._http.send(h11.Data(body)) if body else b""]
+        parts.append(self._http.send(h11.EndOfMessage()))
+        rest = memoryview(b"".join(part or b"" for part in parts))
+        while rest:
+            try:
+                taken = self._endpoint.try_send((rest,))
+                if not taken:
+                    await self._endpoint.wait_sendable()
+            except ConnectionLost as lost:
+                if not self._left:
+                    raise trio.BrokenResourceError from lost
+                return  # the server may have said why before it went
+            self._left = self._left or taken > 0
+            rest = rest[taken:]
+
+    async def _receive(self, max_response_bytes: int) -> HttpResponse:
+        head = await self._receive_head()
+        body = bytearray()
+        while isinstance(event := await self._next_event(), h11.Data):
+            if len(body) + len(event.data) > max_response_bytes:
+                raise self._too_large(max_response_bytes)
+            body += event.data
+        if not isinstance(event, h11.EndOfMessage):
+            raise self._broken()
+        response = HttpResponse(head.status_code, _headers(head), bytes(body))
+        done = (self._http.our_state, self._http.their_state) == (h11.DONE, h11.DONE)
+        # What came after the response would be taken for the next one.
+        if done and self._http.trailing_data == (b"", False):
+            self._http.start_next_cycle()
+            self.is_reusable = self._was_kept = True
+        return response
+
+    async def _receive_head(self) -> h11.Response:
+        for _ in range(MAX_INTERIM_RESPONSES + 1):
+            event = await self._next_event()
+            if isinstance(event, h11.Response):
+                # h11 measures only what has not come whole.
+                size = sum(len(name) + len(value) + 4 for name, value in event.headers)
+                coding = _headers(event).get("content-encoding", "identity")
+                if size > MAX_HEAD_BYTES or coding.lower() != "identity":
+                    break
+                return event
+            if not isinstance(event, h11.InformationalResponse):
+                break
+        raise self._broken()
+
+    async def _next_event(self) -> object:
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            data = await self._stream.receive_some(_RECEIVE_BYTES)
+            self._received_bytes += len(data)
+            if self._received_bytes > self._max_received_bytes:
+                raise self._too_large(self._max_received_bytes)
+            self._http.receive_data(data)
+        return event
+
+    def _broken(self) -> HttpClientError:
+        # A library's message may quote what came, and so may not be told.
+        return HttpClientError(
+            HttpErrorKind.PROTOCOL, f"what {self.target.where} sent is no whole response"
+        )
+
+    def _too_large(self, limit_bytes: int) -> HttpClientError:
+        return HttpClientError(
+            HttpErrorKind.TOO_LARGE,
+            f"the response of {self.target.where} is larger than {limit_bytes} bytes",
+        )
 
 
-def _check_refused(response: httpcore.Response) -> None:
-    """Raise where the response came to its end before another read."""
-    failure = response.extensions["network_stream"].failure
-    if failure is not None:
-        raise failure
+def _parse(url: str, scheme: str) -> _Target:
+    problem = None
+    host, port, path = "", None, ""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    except ValueError:
+        problem = "the URL cannot be parsed"
+    if problem is None and (not _URL.fullmatch(url) or "@" in parts.netloc or "#" in url):
+        problem = "expected a URL of printable ASCII without user and fragment"
+    if problem is None and (parts.scheme != scheme or not host or port == 0):
+        problem = f"expected a URL with scheme {scheme!r} and a host"
+    if problem is not None:  # raised out here: the library's exception quotes the URL
+        raise HttpClientError(HttpErrorKind.PROTOCOL, problem)
+    header = f"[{host}]" if ":" in host else host
+    default = _DEFAULT_PORTS[scheme]
+    port = default if port is None else port
+    header = header if port == default else f"{header}:{port}"
+    return _Target(host, port, header.encode("ascii"), path.encode("ascii"))
+
+
+def _encode(method: str, target: _Target, json: object | None) -> tuple[bytes, h11.Request]:
+    headers = [
+        (b"Host", target.host_header),
+        (b"Accept", b"application/json"),
+        (b"Accept-Encoding", b"identity"),
+    ]
+    body = b""
+    if json is not None:
+        body = jsonlib.dumps(json, separators=(",", ":")).encode()
+        headers.append((b"Content-Type", b"application/json"))
+        headers.append((b"Content-Length", str(len(body)).encode()))
+    return body, h11.Request(method=method, target=target.path, headers=headers)
+
+
+def _headers(head: h11.Response) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in head.headers:
+        name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
 
 
 def _raise_refusal(error: BaseException) -> None:
@@ -336,32 +429,5 @@ def _raise_refusal(error: BaseException) -> None:
         raise HttpClientError(HttpErrorKind.TLS, str(lost), reason=lost.reason) from None
 
 
-def _broken(where: str, error: Exception) -> HttpClientError:
-    # The library's message may quote what came; its type says enough.
-    return HttpClientError(
-        HttpErrorKind.PROTOCOL, f"the exchange with {where} broke: {type(error).__name__}"
-    )
-
-
-def _encode(json: object | None) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    headers = [(b"Accept", b"application/json")]
-    if json is None:
-        return headers, b""
-    body = jsonlib.dumps(json, separators=(",", ":")).encode()
-    headers.append((b"Content-Type", b"application/json"))
-    headers.append((b"Content-Length", str(len(body)).encode()))
-    return headers, body
-
-
-def _host_header(target: httpcore.URL) -> bytes:
-    host = b"[%b]" % target.host if b":" in target.host else target.host
-    default = {b"http": 80, b"https": 443}[target.scheme]
-    return host if target.port in (None, default) else b"%b:%d" % (host, target.port)
-
-
-def _headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in pairs:
-        name, value = raw_name.decode("ascii").lower(), raw_value.decode("latin-1")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return headers
+def _is_closed() -> HttpClientError:
+    return HttpClientError(HttpErrorKind.CONNECT, "this client has been closed")

@@ -50,8 +50,10 @@ _API_PREFIX = "/api/v1/keys/"
 class Http(Protocol):
     """What is used of :class:`qproxy.net.http_client.HttpClient`."""
 
-    async def request(self, method: str, url: str, *, json: object | None = None) -> HttpResponse:
-        """One exchange."""
+    async def request(
+        self, method: str, url: str, *, json: object | None = None, repeatable: bool = False
+    ) -> HttpResponse:
+        """One exchange; sent a second time only where it may be."""
         ...
 
     async def aclose(self) -> None:
@@ -256,7 +258,13 @@ class Etsi014Source:
         """
         response, failure = None, None
         try:
-            response = await self._http.request(method, url, json=json)
+            response = await self._http.request(
+                method,
+                url,
+                json=json,
+                # A key call takes keys from the store, whatever its method.
+                repeatable=call is _Call.STATUS,
+            )
         except HttpClientError as error:
             failure = error.kind
         # Raised out here, so that no library's exception (which may hold what came) is chained.
@@ -281,6 +289,7 @@ _TRANSPORT: dict[HttpErrorKind, tuple[Reason, bool]] = {
     HttpErrorKind.CONNECT: (Reason.KME_UNREACHABLE, True),
     HttpErrorKind.TLS: (Reason.KME_TLS, False),
     HttpErrorKind.TIMEOUT: (Reason.KME_TIMEOUT, True),
+    HttpErrorKind.LOST: (Reason.KME_UNREACHABLE, True),
     HttpErrorKind.PROTOCOL: (Reason.KME_INVALID_RESPONSE, True),
     HttpErrorKind.TOO_LARGE: (Reason.KME_INVALID_RESPONSE, True),
 }

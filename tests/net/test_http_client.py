@@ -13,7 +13,7 @@ import trio
 from qproxy.address import TcpAddress
 from qproxy.errors import Reason
 from qproxy.modes import ClientAuth
-from qproxy.net.endpoint import TcpEndpoint
+from qproxy.net.endpoint import ConnectionLost, TcpEndpoint
 from qproxy.net.http_client import HttpClient, HttpClientError, HttpErrorKind, HttpResponse
 from qproxy.net.http_server import HttpLimits, Response, serve_http
 from qproxy.net.listen import accept, open_listeners
@@ -204,7 +204,6 @@ BROKEN = {
     "cut in the head": b"HTTP/1.1 200 OK\r\nX: " + SECRET.encode(),
     "cut in the body": b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + SECRET.encode(),
     "endless head": b"HTTP/1.1 200 OK\r\nX: " + SECRET.encode() * 20_000,
-    "nothing": b"",
 }
 
 
@@ -256,6 +255,11 @@ async def answer_once(endpoint):
     endpoint.try_send((memoryview(OK),))
 
 
+async def answer_once_and_wait(endpoint):
+    await answer_once(endpoint)
+    await receive(endpoint)
+
+
 async def answer_once_and_drop_the_next(endpoint):
     """Closes only once the next request is there: no check beforehand can see it coming."""
     await answer_once(endpoint)
@@ -270,28 +274,153 @@ async def test_a_kept_connection_that_the_server_closed_is_replaced():
             await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_a_get_lost_on_a_kept_connection_is_sent_again():
+async def test_what_may_be_repeated_is_sent_again_when_a_kept_connection_was_dead():
     async with scripted(answer_once_and_drop_the_next, answer_once) as where, client() as http:
         for _ in range(2):
-            assert (await http.request("GET", f"http://{where}/")).status == 200
+            got = await http.request("GET", f"http://{where}/", repeatable=True)
+            assert got.status == 200
 
 
-async def test_a_post_lost_on_a_kept_connection_is_not_sent_again():
-    async with scripted(answer_once_and_drop_the_next, answer_once) as where, client() as http:
-        assert (await http.request("POST", f"http://{where}/", json={})).status == 200
-        error = await failure(http, f"http://{where}/", "POST", json={})
-    assert error.kind is HttpErrorKind.PROTOCOL
+@pytest.mark.parametrize(("method", "body"), [("GET", None), ("POST", {})])
+async def test_a_request_that_reached_a_server_is_never_sent_twice_unasked(method, body):
+    """A GET may well take keys from a store: a second one would take others."""
+    seen = []
+
+    async def count(endpoint):
+        await answer_once(endpoint)
+        seen.append(await receive(endpoint))
+
+    async with scripted(count, count) as where, client() as http:
+        assert (await http.request(method, f"http://{where}/", json=body)).status == 200
+        error = await failure(http, f"http://{where}/", method, json=body)
+        assert error.kind is HttpErrorKind.LOST
+        assert len(seen) == 1
+        # and what comes next has a fresh connection
+        assert (await http.request(method, f"http://{where}/", json=body)).status == 200
 
 
-async def test_a_get_lost_on_a_fresh_connection_is_not_sent_again():
+@pytest.mark.parametrize("repeatable", [False, True])
+async def test_a_get_lost_on_a_fresh_connection_is_not_sent_again(repeatable):
     seen = []
 
     async def drop(endpoint):
         seen.append(await receive(endpoint))
 
     async with scripted(drop, drop) as where, client() as http:
-        assert (await failure(http, f"http://{where}/")).kind is HttpErrorKind.PROTOCOL
+        error = await failure(http, f"http://{where}/", repeatable=repeatable)
+        assert error.kind is HttpErrorKind.LOST
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("part", [b"H", OK[:-1]])
+async def test_what_began_to_be_answered_is_not_sent_again(part):
+    seen = []
+
+    async def half(endpoint):
+        await answer_once(endpoint)
+        seen.append(await receive(endpoint))
+        endpoint.try_send((memoryview(part),))
+
+    async with scripted(half, half) as where, client() as http:
+        await http.request("GET", f"http://{where}/")
+        error = await failure(http, f"http://{where}/", repeatable=True)
+    assert error.kind is HttpErrorKind.PROTOCOL
+    assert len(seen) == 1
+
+
+async def test_what_did_not_leave_this_machine_is_sent_over_another_connection(monkeypatch):
+    """Nobody can have seen it, so this is no repetition."""
+    refused = []
+    try_send = TcpEndpoint.try_send
+
+    def break_down(endpoint, data):
+        if refused == [None]:
+            refused.append(data)
+            raise ConnectionLost(Reason.CONNECTION_RESET, "gone")
+        return try_send(endpoint, data)
+
+    monkeypatch.setattr(TcpEndpoint, "try_send", break_down)
+    async with scripted(answer_once_and_wait, answer_once) as where, client() as http:
+        await http.request("POST", f"http://{where}/", json={})
+        refused.append(None)
+        assert (await http.request("POST", f"http://{where}/", json={})).status == 200
+    assert len(refused) == 2
+
+
+async def test_bytes_after_a_response_are_no_answer_to_the_next_request():
+    async def twice(endpoint):
+        await read_request(endpoint)
+        endpoint.try_send((memoryview(OK + OK.replace(b"{}", b"[]")),))
+        await receive(endpoint)
+
+    async with scripted(twice, twice) as where, client() as http:
+        for _ in range(2):
+            assert (await http.request("GET", f"http://{where}/")).body == b"{}"
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 9 + OK, HttpErrorKind.PROTOCOL),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 8 + OK, None),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n", HttpErrorKind.PROTOCOL),
+        (OK.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n"), HttpErrorKind.PROTOCOL),
+        (OK.replace(b"\r\n\r\n", b"\r\nContent-Encoding: Identity\r\n\r\n"), None),
+    ],
+)
+async def test_what_is_no_plain_answer_is_refused(head, kind):
+    async def answer(endpoint):
+        await read_request(endpoint)
+        endpoint.try_send((memoryview(head),))
+        await receive(endpoint)
+
+    async with scripted(answer) as where, client() as http:
+        if kind is None:
+            assert (await http.request("GET", f"http://{where}/")).body == b"{}"
+        else:
+            assert (await failure(http, f"http://{where}/")).kind is kind
+
+
+async def test_bytes_that_are_no_body_are_limited_as_well():
+    """A chunk of one byte may carry kilobytes of extension."""
+    taken = []
+
+    async def padded(endpoint):
+        await read_request(endpoint)
+        endpoint.try_send((memoryview(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),))
+        with contextlib.suppress(ConnectionLost):
+            while True:
+                taken.append(endpoint.try_send((memoryview(b"1;" + b"x" * 8000 + b"\r\n \r\n"),)))
+                await endpoint.wait_sendable()
+
+    async with scripted(padded) as where, client(max_response_bytes=100_000) as http:
+        assert (await failure(http, f"http://{where}/")).kind is HttpErrorKind.TOO_LARGE
+
+
+async def test_a_client_that_was_closed_stays_closed():
+    async with server(echo) as where:
+        http = HttpClient(tls=None)
+        assert (await http.request("GET", f"http://{where}/")).status == 200
+        await http.aclose()
+        await http.aclose()
+        assert (await failure(http, f"http://{where}/")).kind is HttpErrorKind.CONNECT
+
+
+async def test_closing_ends_exchanges_under_way(autojump_clock):
+    async def silent(endpoint):
+        await trio.sleep_forever()
+
+    async with scripted(silent) as where:
+        http = HttpClient(tls=None)
+
+        async def close():
+            await trio.testing.wait_all_tasks_blocked()
+            await http.aclose()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(close)
+            error = await failure(http, f"http://{where}/", repeatable=True)
+        assert error.kind is HttpErrorKind.LOST
 
 
 async def test_no_more_connections_than_allowed():

@@ -43,7 +43,8 @@ class FakeKme:
     def answers_with(self, *answers):
         self.answers.extend(answers)
 
-    async def request(self, method, url, *, json=None):
+    async def request(self, method, url, *, json=None, repeatable=False):
+        assert repeatable == url.endswith("/status")
         self.asked.append((method, url) if json is None else (method, url, json))
         await trio.lowlevel.checkpoint()
         answer = self.answers.popleft()
@@ -343,6 +344,7 @@ async def test_an_answer_that_cannot_be_read_is_refused(kme, source, body):
         (HttpErrorKind.CONNECT, Reason.KME_UNREACHABLE, True),
         (HttpErrorKind.TLS, Reason.KME_TLS, False),
         (HttpErrorKind.TIMEOUT, Reason.KME_TIMEOUT, True),
+        (HttpErrorKind.LOST, Reason.KME_UNREACHABLE, True),
         (HttpErrorKind.PROTOCOL, Reason.KME_INVALID_RESPONSE, True),
         (HttpErrorKind.TOO_LARGE, Reason.KME_INVALID_RESPONSE, True),
     ],

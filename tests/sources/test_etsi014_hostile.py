@@ -43,7 +43,7 @@ GOOD = http(keys(("a", SECRET)))
 
 #: Name; what the server sends, whole or in parts; the reason at the other end.
 CASES = [
-    ("closes at once", b"", Reason.KME_INVALID_RESPONSE),
+    ("closes at once", b"", Reason.KME_UNREACHABLE),
     ("half a response, then closes", GOOD[:-20], Reason.KME_INVALID_RESPONSE),
     ("half a status line", b"HTTP/1.1 2", Reason.KME_INVALID_RESPONSE),
     ("no HTTP at all", b"SSH-2.0-OpenSSH_9\r\n\r\n", Reason.KME_INVALID_RESPONSE),

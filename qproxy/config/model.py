@@ -69,11 +69,15 @@ class NodeConfig:
         kem_provider: Which library computes ML-KEM.
         pid_file: File that holds the process ID while the gateway runs, for `qproxy reload`;
             None for no such file.
+        workers: Processes that carry traffic; 0 (`auto`) for one per CPU that is there for us.
+        worker_timeout_s: Silence after which a worker counts as hung and is replaced.
     """
 
     name: str
     kem_provider: KemProviderChoice = KemProviderChoice.AUTO
     pid_file: Path | None = None
+    workers: int = 1
+    worker_timeout_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

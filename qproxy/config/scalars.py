@@ -178,6 +178,18 @@ class Integer(Scalar):
         return value
 
 
+class WorkerCount(Integer):
+    """How many workers; 0 stands for `auto`."""
+
+    def __init__(self, maximum: int) -> None:
+        super().__init__(1, maximum)
+        self.expected = f"auto, or {self.expected}"
+
+    def parse(self, text: str, walk: Walk) -> int:
+        """The number, or 0."""
+        return 0 if text == "auto" else super().parse(text, walk)
+
+
 class Number(Scalar):
     """A number in a range, both ends included; 0 also where it means never."""
 

@@ -56,6 +56,7 @@ from qproxy.config.scalars import (
     Text,
     Word,
 )
+    WorkerCount,
 from qproxy.config.sections import ListOf, Named, Section, Tagged, defaults_of
 from qproxy.config.walk import Kind
 from qproxy.keys import MAX_QKD_KEY_BYTES, MIN_QKD_KEY_BYTES
@@ -65,6 +66,8 @@ from qproxy.quantum.health_settings import MAX_RATIO_WINDOW, HealthSettings
 #: Most peers, key sources, listeners and services, each.
 MAX_ENTRIES: Final = 1000
 #: Longest time that may be configured: a week.
+#: Most worker processes of one gateway.
+MAX_WORKERS: Final = 128
 MAX_TIME_S: Final = 604_800.0
 #: AES-GCM allows 2^24.5 full records under one key (RFC 9846 §5.5); we stay below.
 MAX_REKEY_RECORDS: Final = 2**24
@@ -115,6 +118,8 @@ _NODE = Section(
         "kem_provider": Word(KemProviderChoice),
         "pid_file": NewFile("a file to write the process ID into"),
     },
+        "workers": WorkerCount(MAX_WORKERS),
+        "worker_timeout_s": _seconds(1, 3600),
 )
 
 _IDENTITY = Section(

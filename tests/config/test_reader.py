@@ -567,3 +567,21 @@ def test_a_damaged_file_is_a_configuration_or_a_config_error(tmp_path_factory, m
     except ConfigError as error:
         found += getattr(error, "errors", (error,))
     assert all(str(fault).isprintable() for fault in found)
+
+
+def workers(written):
+    return MINIMAL.replace("{name: gw-a}", f"{{name: gw-a, workers: {written}}}")
+
+
+@pytest.mark.parametrize(("written", "read"), [("1", 1), ("auto", 0), ("128", 128)])
+def test_workers_are_a_number_or_one_for_each_cpu(room, written, read):
+    (room / "gateway.yaml").write_text(workers(written))
+    assert load_gateway_config(room / "gateway.yaml").node.workers == read
+
+
+@pytest.mark.parametrize("written", ["0", "129", "-1", "all", "'2'", "2.5"])
+def test_other_numbers_of_workers_are_refused(room, written):
+    (room / "gateway.yaml").write_text(workers(written))
+    with pytest.raises(ConfigFileError, match="auto, or a whole number from 1 to 128") as caught:
+        load_gateway_config(room / "gateway.yaml")
+    assert caught.value.key == "node.workers"

@@ -19,6 +19,7 @@ from qproxy.config.model import (
     OnAuditFailure,
     PeerConfig,
     ServiceConfig,
+    SkipSourceConfig,
 )
 from qproxy.config.reader import load_any_config
 from qproxy.config.scalars import format_size
@@ -99,6 +100,8 @@ def _count(number: int, noun: str) -> str:
 def _source_text(source: KeySourceConfig) -> str:
     if isinstance(source, Etsi014SourceConfig):
         return f"{source.name} (ETSI GS QKD 014, {source.url})"
+    if isinstance(source, SkipSourceConfig):
+        return f"{source.name} (SKIP, {source.url})"
     return f"{source.name} (files in {source.directory})"
 
 

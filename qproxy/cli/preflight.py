@@ -20,11 +20,11 @@ from qproxy.address import TcpAddress
 from qproxy.config.model import (
     AuditConfig,
     ControlConfig,
-    Etsi014SourceConfig,
     FileSourceConfig,
     GatewayConfig,
     KmeSimConfig,
     PeerConfig,
+    TlsSourceConfig,
 )
 from qproxy.crypto.kem import load_kem_provider
 from qproxy.errors import ConfigError, QproxyError
@@ -177,7 +177,7 @@ def inspect_gateway(config: GatewayConfig, now: dt.datetime) -> Findings:
     for name, peer in config.peers.items():
         _inspect_peer(f"peers.{name}", peer, findings)
     for name, source in config.key_sources.items():
-        if isinstance(source, Etsi014SourceConfig):
+        if isinstance(source, TlsSourceConfig):
             findings.identity(f"key_sources.{name}", source.certificate, source.private_key)
             findings.trust(f"key_sources.{name}", source.ca)
     for name, listener in config.listeners.items():
@@ -245,9 +245,7 @@ def _advice(config: GatewayConfig) -> Iterator[tuple[str, str | None]]:
                 f"peers.{name}: keys from files ({source.name}) are for trials, not QKD keys",
                 "use a source of type etsi-qkd-014",
             )
-        if isinstance(source, Etsi014SourceConfig) and (
-            source.request_timeout_s > peer.kme_timeout_s
-        ):
+        if isinstance(source, TlsSourceConfig) and (source.request_timeout_s > peer.kme_timeout_s):
             yield (
                 f"peers.{name}: kme_timeout_s ({peer.kme_timeout_s:g}) ends requests before "
                 f"request_timeout_s ({source.request_timeout_s:g}) of {source.name} does",

@@ -253,6 +253,31 @@ class Etsi014SourceConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SkipSourceConfig:
+    """A key provider that speaks SKIP (draft-cisco-skip) over TLS with certificates on both sides.
+
+    Attributes:
+        name: Its key in `key_sources`.
+        url: `https://host[:port][/prefix]` without a trailing slash; `/key` and so on follow.
+        ca: PEM file of the authorities that sign the provider's certificate.
+        certificate: PEM file of our certificate at the provider.
+        private_key: PEM file of its key.
+        server_name: Name the provider's certificate must carry; None means the host of `url`.
+        connect_timeout_s: TCP connection and TLS handshake.
+        request_timeout_s: One whole exchange, body included.
+    """
+
+    name: str
+    url: str
+    ca: Path
+    certificate: Path
+    private_key: Path
+    server_name: str | None = None
+    connect_timeout_s: float = 1.0
+    request_timeout_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FileSourceConfig:
     """A directory of keys written ahead on both sides, for trials.
 
@@ -265,7 +290,9 @@ class FileSourceConfig:
     directory: Path
 
 
-KeySourceConfig = Etsi014SourceConfig | FileSourceConfig
+#: Sources that are reached over TLS, with files of ours.
+TlsSourceConfig = Etsi014SourceConfig | SkipSourceConfig
+KeySourceConfig = Etsi014SourceConfig | SkipSourceConfig | FileSourceConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,7 @@ from qproxy.config.model import (
     ServiceConfig,
     ServiceTlsConfig,
     ShutdownConfig,
+    SkipSourceConfig,
     TunnelConfig,
 )
 from qproxy.config.scalars import (
@@ -55,8 +56,8 @@ from qproxy.config.scalars import (
     Reference,
     Text,
     Word,
-)
     WorkerCount,
+)
 from qproxy.config.sections import ListOf, Named, Section, Tagged, defaults_of
 from qproxy.config.walk import Kind
 from qproxy.keys import MAX_QKD_KEY_BYTES, MIN_QKD_KEY_BYTES
@@ -65,9 +66,9 @@ from qproxy.quantum.health_settings import MAX_RATIO_WINDOW, HealthSettings
 
 #: Most peers, key sources, listeners and services, each.
 MAX_ENTRIES: Final = 1000
-#: Longest time that may be configured: a week.
 #: Most worker processes of one gateway.
 MAX_WORKERS: Final = 128
+#: Longest time that may be configured: a week.
 MAX_TIME_S: Final = 604_800.0
 #: AES-GCM allows 2^24.5 full records under one key (RFC 9846 §5.5); we stay below.
 MAX_REKEY_RECORDS: Final = 2**24
@@ -117,9 +118,9 @@ _NODE = Section(
         "name": _NODE_NAME,
         "kem_provider": Word(KemProviderChoice),
         "pid_file": NewFile("a file to write the process ID into"),
-    },
         "workers": WorkerCount(MAX_WORKERS),
         "worker_timeout_s": _seconds(1, 3600),
+    },
 )
 
 _IDENTITY = Section(
@@ -251,6 +252,19 @@ _ETSI_014 = Section(
     },
 )
 
+_SKIP = Section(
+    SkipSourceConfig,
+    {
+        "url": HttpsUrl(),
+        "ca": _CA,
+        "certificate": _CERTIFICATE,
+        "private_key": _PRIVATE_KEY,
+        "server_name": _NODE_NAME,
+        "connect_timeout_s": _seconds(0.05, 60),
+        "request_timeout_s": _seconds(0.05, 120),
+    },
+)
+
 _FILE_SOURCE = Section(FileSourceConfig, {"directory": Directory("a directory of keys")})
 
 _LISTENER_TLS = Section(
@@ -343,7 +357,7 @@ GATEWAY: Final = Section(
         "peers": Named(_NODE_NAME, _PEER, "<peer>", 1, MAX_ENTRIES),
         "key_sources": Named(
             _NAME,
-            Tagged({"etsi-qkd-014": _ETSI_014, "file": _FILE_SOURCE}),
+            Tagged({"etsi-qkd-014": _ETSI_014, "skip": _SKIP, "file": _FILE_SOURCE}),
             "<key source>",
             0,
             MAX_ENTRIES,

@@ -10,11 +10,14 @@ from OpenSSL import SSL
 
 from qproxy.config.model import (
     Etsi014SourceConfig,
+    FileSourceConfig,
     GatewayConfig,
     KeySourceConfig,
     ListenerTlsConfig,
     PeerConfig,
     ServiceTlsConfig,
+    SkipSourceConfig,
+    TlsSourceConfig,
 )
 from qproxy.config.scalars import load_psk
 from qproxy.crypto import labels
@@ -24,6 +27,7 @@ from qproxy.net.http_client import HttpClient
 from qproxy.sources.base import KeySource
 from qproxy.sources.etsi014 import Etsi014Source, LinkFigures
 from qproxy.sources.file import FileSource
+from qproxy.sources.skip import SkipSource
 from qproxy.tls.context import client_context, server_context
 from qproxy.tls.identity import TlsIdentity, TrustStore
 from qproxy.tls.names import certificate_hash
@@ -31,6 +35,7 @@ from qproxy.tunnel.settings import TunnelSettings
 
 #: How key sources are named in offers, the same words on both sides.
 SOURCE_KIND_ETSI_014 = "etsi-qkd-014"
+SOURCE_KIND_SKIP = "skip"
 SOURCE_KIND_FILE = "file"
 
 
@@ -75,8 +80,8 @@ def build_service_context(config: ServiceTlsConfig) -> SSL.Context:
     return client_context(trust=TrustStore.load(config.ca), identity=identity)
 
 
-def build_source_context(config: Etsi014SourceConfig) -> SSL.Context:
-    """For TLS to a KME. Raises ConfigError."""
+def build_source_context(config: TlsSourceConfig) -> SSL.Context:
+    """For TLS to a KME or key provider. Raises ConfigError."""
     return client_context(
         trust=TrustStore.load(config.ca),
         identity=TlsIdentity.load(config.certificate, config.private_key),
@@ -93,6 +98,15 @@ def build_source(
         peer: whom keys are shared with.
         tls: what a KME is reached with; None loads the files that the configuration names.
     """
+    if isinstance(config, SkipSourceConfig):
+        http = HttpClient(
+            tls=tls or build_source_context(config),
+            server_name=config.server_name,
+            connect_timeout_s=config.connect_timeout_s,
+            request_timeout_s=config.request_timeout_s,
+        )
+        skip = SkipSource(config.name, http, config.url, peer.local_sae_id, peer.peer_sae_id)
+        return skip, SOURCE_KIND_SKIP
     if isinstance(config, Etsi014SourceConfig):
         http = HttpClient(
             tls=tls or build_source_context(config),
@@ -121,8 +135,18 @@ def source_kind(config: GatewayConfig, peer: PeerConfig) -> str | None:
     """How the peer's key source is named in offers, or None without one."""
     if peer.key_source is None:
         return None
-    source = config.key_sources[peer.key_source]
-    return SOURCE_KIND_ETSI_014 if isinstance(source, Etsi014SourceConfig) else SOURCE_KIND_FILE
+    return kind_of_source(config.key_sources[peer.key_source])
+
+
+def kind_of_source(source: KeySourceConfig) -> str:
+    """How offers name what a source is."""
+    match source:
+        case Etsi014SourceConfig():
+            return SOURCE_KIND_ETSI_014
+        case SkipSourceConfig():
+            return SOURCE_KIND_SKIP
+        case FileSourceConfig():
+            return SOURCE_KIND_FILE
 
 
 def build_settings(config: GatewayConfig, peer: PeerConfig) -> TunnelSettings:

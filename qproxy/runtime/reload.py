@@ -18,7 +18,7 @@ from typing import Final, Protocol
 import trio
 from OpenSSL import SSL
 
-from qproxy.config.model import Etsi014SourceConfig, GatewayConfig
+from qproxy.config.model import GatewayConfig, TlsSourceConfig
 from qproxy.config.reader import load_gateway_config
 from qproxy.errors import ConfigError, QproxyError
 from qproxy.log import Logger
@@ -95,7 +95,7 @@ def load_tls(config: GatewayConfig, now: dt.datetime) -> TlsMaterial:
         {
             name: build_source_context(source)
             for name, source in config.key_sources.items()
-            if isinstance(source, Etsi014SourceConfig)
+            if isinstance(source, TlsSourceConfig)
         },
     )
 
@@ -111,7 +111,7 @@ def source_files(config: GatewayConfig) -> Mapping[str, frozenset[Path]]:
     return {
         name: frozenset({source.certificate, source.private_key, source.ca})
         for name, source in config.key_sources.items()
-        if isinstance(source, Etsi014SourceConfig)
+        if isinstance(source, TlsSourceConfig)
     }
 
 

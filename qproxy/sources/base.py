@@ -35,6 +35,7 @@ class SourceStatus:
             for what is behind it.
         failing_kmes: configured names of the KMEs that are left out just now, because they failed.
         kme_switches: how often another KME than the one before came to give the keys.
+        algorithm: how the source says that it comes by its keys, where it says so; free text.
     """
 
     stored_key_count: int | None
@@ -51,6 +52,7 @@ class SourceStatus:
     kme: str = ""
     failing_kmes: tuple[str, ...] = ()
     kme_switches: int = 0
+    algorithm: str | None = None
 
 
 class KeySource(Protocol):

@@ -306,7 +306,7 @@ def changed(old, new):
         (MINIMAL + "listeners: {web: {listen: '127.0.0.1:1', peer: gw-b}}\n", 14,
          "listeners.web.service", "got nothing", "add this key"),
         (MINIMAL + "  pad: {directory: keys}\n", 14, "key_sources.pad.type",
-         "expected one of etsi-qkd-014, file, got nothing", "add this key"),
+         "expected one of etsi-qkd-014, skip, file, got nothing", "add this key"),
         (MINIMAL + "  pad: {type: fil, directory: keys}\n", 14, "key_sources.pad.type",
          "got 'fil'", "did you mean 'file'?"),
         (MINIMAL + "  pad: 5\n", 14, "key_sources.pad", "expected a section with a type", None),

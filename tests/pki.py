@@ -16,6 +16,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa
+from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from qproxy.tls.identity import TlsIdentity, TrustStore
@@ -159,6 +160,21 @@ def key_pem(private_key: Any, password: bytes | None = None) -> bytes:
     return private_key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
     )
+
+
+def pkcs12_bytes(
+    who: TlsIdentity | None, *others: x509.Certificate, password: bytes | None
+) -> bytes:
+    """A PKCS #12 bundle of an identity and ``others``, in that order; None for no identity.
+
+    Of an identity's chain only the leaf is in it: intermediates are given as ``others``.
+    """
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if password is not None:
+        encryption = serialization.BestAvailableEncryption(password)
+    key: Any = None if who is None else who.private_key
+    leaf = None if who is None else who.certificate
+    return pkcs12.serialize_key_and_certificates(b"sae", key, leaf, others or None, encryption)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Certificates, private keys, trust anchors and revocation lists, read from PEM files."""
+"""Certificates, private keys, trust anchors and revocation lists, read from PEM or PKCS #12."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import pkcs12
 
 from qproxy.errors import ConfigError
 
@@ -17,6 +18,10 @@ from qproxy.errors import ConfigError
 MAX_PEM_FILE_BYTES = 1 << 20
 #: Largest revocation list file read, in bytes.
 MAX_CRL_FILE_BYTES = 16 << 20
+#: Longest password of a PKCS #12 file, in bytes.
+MAX_PASSWORD_BYTES = 1024
+#: Most certificates in a chain that is taken from a PKCS #12 file.
+MAX_CHAIN = 10
 
 _CRL_BLOCK = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
 
@@ -61,6 +66,36 @@ class TlsIdentity:
                 "and its intermediates after it",
             )
         return cls(chain, key)
+
+    @classmethod
+    def load_pkcs12(cls, bundle: Path, password_file: Path | None = None) -> TlsIdentity:
+        """Read a certificate chain and its private key from one PKCS #12 file (RFC 7292).
+
+        Args:
+            bundle: the ``.p12`` or ``.pfx`` file.
+            password_file: a file whose first and only line is the password; None for a file
+                without one.
+
+        Raises:
+            ConfigError: a file is missing, unreadable, too large or not what it should be, or
+                the password is another.
+        """
+        data = _read(bundle, MAX_PEM_FILE_BYTES)
+        password = None if password_file is None else load_password(password_file)
+        try:
+            loaded = _open_pkcs12(data, password, bundle)
+        finally:
+            if password is not None:
+                password[:] = bytes(len(password))
+        key, leaf = loaded.key, loaded.cert
+        if key is None or leaf is None:
+            raise ConfigError(
+                "holds no private key with its certificate",
+                file=bundle,
+                hint="export both: openssl pkcs12 -export -inkey KEY -in CERTIFICATE -out FILE",
+            )
+        others = [entry.certificate for entry in loaded.additional_certs]
+        return cls(_chain_above(leaf.certificate, others), key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +172,65 @@ def _load_private_key(path: Path) -> PrivateKeyTypes:
             file=path,
             hint="expected PEM, with '-----BEGIN PRIVATE KEY-----'",
         ) from None
+
+
+def load_password(path: Path) -> bytearray:
+    """The password that is the only line of a file, without its end of line.
+
+    The caller owns it and overwrites it after use; what a library copied is out of reach.
+
+    Raises:
+        ConfigError: the file cannot be read, is empty, too long, or has more than one line.
+    """
+    data = bytearray(_read(path, MAX_PASSWORD_BYTES))
+    for end in (b"\n", b"\r"):
+        if data.endswith(end):
+            del data[-1:]
+    if not data or b"\n" in data or b"\0" in data:
+        data[:] = bytes(len(data))
+        raise ConfigError(
+            "expected a password on its only line, got something else",
+            file=path,
+            hint=f"write the password alone into the file, at most {MAX_PASSWORD_BYTES} bytes",
+        )
+    return data
+
+
+def _open_pkcs12(
+    data: bytes, password: bytearray | None, path: Path
+) -> pkcs12.PKCS12KeyAndCertificates:
+    problem, hint = "cannot be opened with the password given", "check the password file"
+    if password is None:
+        problem, hint = "is no PKCS #12 file, or has a password", "give pkcs12_password_file"
+    # The library's own exceptions are dropped, as above.
+    try:
+        return pkcs12.load_pkcs12(data, None if password is None else bytes(password))
+    except (ValueError, TypeError):
+        raise ConfigError(problem, file=path, hint=hint) from None
+    except UnsupportedAlgorithm:
+        raise ConfigError(
+            "is encrypted with something that is not supported",
+            file=path,
+            hint="export it again: openssl pkcs12 -export uses AES-256",
+        ) from None
+
+
+def _chain_above(
+    leaf: x509.Certificate, others: list[x509.Certificate]
+) -> tuple[x509.Certificate, ...]:
+    """The leaf and its intermediates in order: a PKCS #12 file keeps none. Roots are left out."""
+    chain = [leaf]
+    while len(chain) < MAX_CHAIN:
+        issuer = chain[-1].issuer
+        above = [
+            found
+            for found in others
+            if found.subject == issuer and found.subject != found.issuer and found not in chain
+        ]
+        if not above:
+            break
+        chain.append(above[0])
+    return tuple(chain)
 
 
 def _load_crls(path: Path) -> tuple[x509.CertificateRevocationList, ...]:

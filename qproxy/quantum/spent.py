@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 from collections import OrderedDict
 from typing import Final
@@ -14,17 +15,20 @@ DEFAULT_TOMBSTONES: Final = 1 << 16
 #: How long a tombstone is kept unless told otherwise, in seconds: a day.
 DEFAULT_TOMBSTONE_AGE_S: Final = 86_400.0
 
+_HEX: Final = re.compile(r"(?:[0-9A-Fa-f]{2})+")
+
 
 def canonical_key_id(key_id: str) -> str:
     """One spelling for each key ID.
 
     A UUID may be written in capitals, in braces or without hyphens, and a KME may take all of these
-    for the same key; so must we. Any other ID is its own canonical form.
+    for the same key; so must we. So it is with the hexadecimal digits of SKIP and their capitals.
+    Any other ID is its own canonical form.
     """
     try:
         return str(uuid.UUID(key_id))
     except ValueError:
-        return key_id
+        return key_id.lower() if _HEX.fullmatch(key_id) else key_id
 
 
 class SpentIds:

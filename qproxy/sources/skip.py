@@ -206,7 +206,8 @@ class SkipSource:
         """One exchange that ended with 200. Raises KeySourceError where anything else came."""
         response, failure = None, None
         try:
-            response = await self._http.request("GET", url)
+            # A request for a key takes it from the provider's store.
+            response = await self._http.request("GET", url, repeatable=what == "capabilities")
         except HttpClientError as error:
             failure = error.kind
         # Raised out here, so that no library's exception (which may hold what came) is chained.
@@ -247,6 +248,7 @@ _TRANSPORT: dict[HttpErrorKind, tuple[Reason, bool]] = {
     HttpErrorKind.CONNECT: (Reason.KME_UNREACHABLE, True),
     HttpErrorKind.TLS: (Reason.KME_TLS, False),
     HttpErrorKind.TIMEOUT: (Reason.KME_TIMEOUT, True),
+    HttpErrorKind.LOST: (Reason.KME_UNREACHABLE, True),
     HttpErrorKind.PROTOCOL: (Reason.KME_INVALID_RESPONSE, True),
     HttpErrorKind.TOO_LARGE: (Reason.KME_INVALID_RESPONSE, True),
 }

@@ -33,6 +33,13 @@ def test_another_spelling_of_a_uuid_is_the_same_id(spelling):
     assert not spent.claim(spelling, 0)
 
 
+def test_hexadecimal_digits_are_the_same_id_in_capitals():
+    spent = SpentIds()
+    assert spent.claim("1726e9AE76234FB1dd1283d4dca1911e1f93864d70f3069e", 0)
+    assert not spent.claim("1726E9ae76234fb1DD1283D4DCA1911E1F93864D70F3069E", 0)
+    assert spent.claim("1726e9", 0)
+
+
 def test_an_id_that_is_no_uuid_is_taken_as_it_is():
     spent = SpentIds()
     assert spent.claim("Key-1", 0)

@@ -24,6 +24,8 @@ from qproxy.admin.status import (
     ServiceStatus,
     StockStatus,
     TunnelStatus,
+    WorkerState,
+    WorkerStatus,
 )
 from qproxy.config.model import OnAuditFailure
 from qproxy.errors import Reason
@@ -43,8 +45,8 @@ class Finding:
     """One thing that is not as it should be.
 
     Attributes:
-        about: ``gateway``, ``peer``, ``listener`` or ``service``.
-        name: which one; the node's name for the gateway.
+        about: ``gateway``, ``peer``, ``listener``, ``service`` or ``worker``.
+        name: which one; the node's name for the gateway, a worker's number.
         reason: from the closed set, or None where nothing failed.
         detail: the same in words, for people; may change from version to version.
     """
@@ -116,9 +118,10 @@ def format_duration(seconds: float) -> str:
 
 
 def _not_ready(status: GatewayStatus) -> Iterator[Finding]:
-    audit = status.audit
-    if audit is not None and audit.failing is not None and audit.failure is OnAuditFailure.STOP:
-        yield _audit_finding(status, f"the audit log cannot be written ({audit.failing})")
+    for audit in status.audits:
+        if audit.failing is not None and audit.failure is OnAuditFailure.STOP:
+            yield _audit_finding(status, f"the audit log cannot be written ({audit.failing})")
+            break
     if status.draining:
         yield Finding(
             about="gateway",
@@ -130,6 +133,19 @@ def _not_ready(status: GatewayStatus) -> Iterator[Finding]:
         obstacle = peer_obstacle(peer)
         if obstacle is not None:
             yield obstacle
+    yield from _idle_workers(status)
+
+
+def _idle_workers(status: GatewayStatus) -> Iterator[Finding]:
+    """Workers that get connections and cannot carry them; those that just began are waited for."""
+    for worker in status.workers:
+        settled = worker.uptime_s is not None and worker.uptime_s >= SETTLING_S
+        if worker.state is WorkerState.RUNNING and worker.obstacle is not None and settled:
+            yield _worker_finding(worker, Reason.NO_TUNNEL, worker.obstacle)
+
+
+def _worker_finding(worker: WorkerStatus, reason: Reason | None, detail: str) -> Finding:
+    return Finding(about="worker", name=str(worker.number), reason=reason, detail=detail)
 
 
 def _is_fresh(tunnel: TunnelStatus, max_without_qkd_s: float) -> bool:
@@ -157,7 +173,10 @@ def _last_trouble(peer: PeerStatus) -> str:
 
 
 def _warnings(status: GatewayStatus) -> Iterator[Finding]:
-    yield from _audit_warnings(status, status.audit)
+    for audit in status.audits:
+        yield from _audit_warnings(status, audit)
+    for worker in status.workers:
+        yield from _worker_warnings(worker)
     for peer in status.peers:
         yield from _tunnel_warnings(peer)
         yield from _key_warnings(peer)
@@ -174,9 +193,21 @@ def _warnings(status: GatewayStatus) -> Iterator[Finding]:
     )
 
 
-def _audit_warnings(status: GatewayStatus, audit: AuditStatus | None) -> Iterator[Finding]:
-    if audit is None:
-        return
+def _worker_warnings(worker: WorkerStatus) -> Iterator[Finding]:
+    ended = "" if worker.last_end is None else f", {worker.last_end}"
+    ended_age_s = worker.last_end_age_s
+    if ended_age_s is not None:
+        ended += f" {format_duration(ended_age_s)} ago"
+    if worker.state in {WorkerState.WAITING, WorkerState.STARTING}:
+        reason = None if worker.last_end is None else Reason.INTERNAL_ERROR
+        yield _worker_finding(worker, reason, f"{worker.state}{ended}")
+    elif ended_age_s is not None and ended_age_s < RECENT_S:
+        yield _worker_finding(worker, Reason.INTERNAL_ERROR, f"was started again{ended}")
+    if worker.state is WorkerState.RUNNING and not worker.answers:
+        yield _worker_finding(worker, None, "does not answer: its numbers are old")
+
+
+def _audit_warnings(status: GatewayStatus, audit: AuditStatus) -> Iterator[Finding]:
     if audit.failing is not None and audit.failure is OnAuditFailure.CONTINUE:
         yield _audit_finding(
             status, f"the audit log cannot be written ({audit.failing}); traffic goes on without"

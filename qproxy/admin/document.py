@@ -35,14 +35,14 @@ def status_document(
         "schema_version": SCHEMA_VERSION,
         "time": time.astimezone(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         **readiness_document(assessment),
-        "warnings": _plain(assessment.warnings),
-        **_plain(status),
+        "warnings": plain(assessment.warnings),
+        **plain(status),
     }
 
 
 def readiness_document(assessment: Assessment) -> dict[str, Any]:
     """What ``/readyz`` says."""
-    return {"ready": assessment.ready, "not_ready": _plain(assessment.not_ready)}
+    return {"ready": assessment.ready, "not_ready": plain(assessment.not_ready)}
 
 
 def encode_document(document: Mapping[str, Any]) -> bytes:
@@ -57,16 +57,16 @@ def load_schema() -> dict[str, Any]:
     return schema
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Dataclasses as objects, tuples as arrays, enums as their words."""
     if dataclasses.is_dataclass(value):
         return {
-            entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)
+            entry.name: plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)
         }
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, str):
         return str(value)
     if isinstance(value, float):

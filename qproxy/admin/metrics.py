@@ -29,11 +29,14 @@ from qproxy.admin.status import (
     PeerStatus,
     ReasonCounts,
     StockStatus,
+    WorkerState,
+    WorkerStatus,
 )
 from qproxy.modes import Mode, Policy
 from qproxy.quantum.health import LinkState
 
 _PEER: Final = ("peer",)
+_WORKER: Final = ("worker",)
 _Sample = tuple[tuple[str, ...], float]
 
 
@@ -144,24 +147,25 @@ def _gateway_families(status: GatewayStatus, assessment: Assessment) -> Iterator
         ("reason",),
         [((reason.value,), count) for reason, count in status.unauthenticated.by_reason.items()],
     )
-    yield from _audit_families(status.audit)
+    yield from _audit_families(status.audits)
+    yield from _worker_families(status.workers)
 
 
-def _audit_families(audit: AuditStatus | None) -> Iterator[Metric]:
+def _audit_families(audits: tuple[AuditStatus, ...]) -> Iterator[Metric]:
     """Without samples where there is no log: a 0 would look like one that works."""
 
     def of(value: Callable[[AuditStatus], float]) -> list[_Sample]:
-        return [] if audit is None else [((), value(audit))]
+        return [((), sum(value(audit) for audit in audits))] if audits else []
 
     yield _gauge(
         "audit_failing",
-        "1 while the audit log cannot be written.",
+        "1 while the audit log cannot be written; of several logs, how many.",
         (),
         of(lambda log: log.failing is not None),
     )
     yield _gauge(
         "audit_sequence",
-        "Number of the last record in the audit log.",
+        "Number of the last record in the audit log; of several logs, the sum.",
         (),
         of(lambda log: log.sequence),
     )
@@ -174,6 +178,72 @@ def _audit_families(audit: AuditStatus | None) -> Iterator[Metric]:
         "Records of the audit trail that were never written.",
         (),
         of(lambda log: log.records_lost),
+    )
+
+
+def _worker_families(workers: tuple[WorkerStatus, ...]) -> Iterator[Metric]:
+    """Without samples where there is but one process."""
+
+    def of(value: Callable[[WorkerStatus], float | None]) -> Iterator[_Sample]:
+        for worker in workers:
+            found = value(worker)
+            if found is not None:
+                yield (str(worker.number),), float(found)
+
+    yield _gauge(
+        "workers",
+        "Worker processes by what they are doing.",
+        ("state",),
+        (
+            ((state.value,), sum(worker.state is state for worker in workers))
+            for state in WorkerState
+            if workers
+        ),
+    )
+    yield _gauge(
+        "worker_ready",
+        "1 where the worker runs and can carry what it gets.",
+        _WORKER,
+        of(lambda worker: worker.ready),
+    )
+    yield _counter(
+        "worker_starts", "Times it was started.", _WORKER, of(lambda worker: worker.starts)
+    )
+    yield _gauge(
+        "worker_uptime_seconds",
+        "Since its process was started; none while it waits to be.",
+        _WORKER,
+        of(lambda worker: worker.uptime_s),
+    )
+    yield _gauge(
+        "worker_tunnels", "Tunnels in the worker.", _WORKER, of(lambda worker: worker.tunnels)
+    )
+    yield _gauge(
+        "worker_streams",
+        "Streams in progress in the worker.",
+        _WORKER,
+        of(lambda worker: worker.streams_open),
+    )
+    yield _counter(
+        "worker_cpu_seconds",
+        "Processor time of its process.",
+        _WORKER,
+        of(lambda worker: worker.cpu_s),
+    )
+    yield _gauge(
+        "worker_resident_memory_bytes",
+        "Memory of its process.",
+        _WORKER,
+        of(lambda worker: worker.resident_bytes),
+    )
+    yield _gauge(
+        "worker_open_fds",
+        "File descriptors of its process.",
+        _WORKER,
+        of(lambda worker: worker.open_fds),
+    )
+    yield _gauge(
+        "worker_max_fds", "How many it may have.", _WORKER, of(lambda worker: worker.max_fds)
     )
 
 

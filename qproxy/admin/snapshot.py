@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from qproxy import __version__
 from qproxy.admin.status import (
+    MODES,
+    QKD_USES,
     AuditStatus,
     GatewayStatus,
     LinkStatus,
@@ -39,10 +41,6 @@ if TYPE_CHECKING:
     from qproxy.runtime.qkd import QuantumSide
     from qproxy.runtime.services import Service
     from qproxy.runtime.tunnel import Tunnel
-
-#: From the weakest to the strongest: a peer is as well off as its worst tunnel.
-_MODES = (Mode.CLASSICAL_ONLY, Mode.HYBRID)
-_QKD_USES = (QkdUse.NEVER, QkdUse.CHAINED, QkdUse.FRESH)
 
 
 def snapshot(gateway: Gateway, now: float) -> GatewayStatus:
@@ -84,8 +82,8 @@ def snapshot_peer(peer: Peer, now: float) -> PeerStatus:
         name=config.name,
         address=str(config.address) if dials else None,
         tunnels_wanted=config.tunnels if dials else None,
-        mode=min(modes, key=_MODES.index, default=None),
-        qkd=min(uses, key=_QKD_USES.index, default=None),
+        mode=min(modes, key=MODES.index, default=None),
+        qkd=min(uses, key=QKD_USES.index, default=None),
         qkd_age_s=max(ages) if ages and len(ages) == len(tunnels) else None,
         policy=_policy(peer, (tunnel.policy.peer for tunnel in tunnels)),
         kem=config.kem,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from qproxy.audit.writer import AuditFault
 from qproxy.config.model import OnAuditFailure
@@ -16,6 +17,18 @@ from qproxy.errors import Reason
 from qproxy.modes import Aead, KemAlgorithm, Mode, Policy
 from qproxy.quantum.health import LinkState
 from qproxy.tunnel.settings import Role
+
+
+class WorkerState(enum.StrEnum):
+    """What a worker process is doing."""
+
+    STARTING = "starting"
+    """It has not said yet that it serves."""
+    RUNNING = "running"
+    ENDING = "ending"
+    """It takes nothing new."""
+    WAITING = "waiting"
+    """It died, and waits to be started again."""
 
 
 class QkdUse(enum.StrEnum):
@@ -27,6 +40,11 @@ class QkdUse(enum.StrEnum):
     """One is in an earlier epoch that the running one is chained to."""
     NEVER = "never"
     """None ever was."""
+
+
+#: From the weakest to the strongest: a peer is as well off as its worst tunnel.
+MODES: Final = (Mode.CLASSICAL_ONLY, Mode.HYBRID)
+QKD_USES: Final = (QkdUse.NEVER, QkdUse.CHAINED, QkdUse.FRESH)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +129,7 @@ class TunnelStatus:
         streams_opened: opened by either end since it was established.
         bytes_sent: application bytes.
         bytes_received: application bytes.
+        worker: number of the worker that it is in, or None with a single process.
     """
 
     role: Role
@@ -137,6 +156,7 @@ class TunnelStatus:
     streams_opened: int
     bytes_sent: int
     bytes_received: int
+    worker: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -354,6 +374,51 @@ class AuditStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """One worker process of a gateway with several.
+
+    Attributes:
+        number: which one, from 0.
+        state: what it is doing.
+        pid: its process ID, or None where it has no process.
+        uptime_s: since its process was started, or None.
+        answers: it answered this time; where it did not, what follows is of its last answer.
+        ready: the policy of every peer that its own listeners or tunnels need is met in it.
+        obstacle: why not, in words, or None.
+        starts: how often it was started.
+        last_end: how it ended the last time, in words, or None.
+        last_end_age_s: seconds since then, or None.
+        tunnels: established in it.
+        streams_open: streams in progress in it.
+        connections_open: connections of applications in progress in it.
+        cpu_s: processor time that its process has used, or None.
+        resident_bytes: memory that it has, or None.
+        open_fds: file descriptors that it has open, or None.
+        max_fds: how many it may have, or None.
+        audit: its audit log, or None without one.
+    """
+
+    number: int
+    state: WorkerState
+    pid: int | None
+    uptime_s: float | None
+    answers: bool
+    ready: bool
+    obstacle: str | None
+    starts: int
+    last_end: str | None
+    last_end_age_s: float | None
+    tunnels: int = 0
+    streams_open: int = 0
+    connections_open: int = 0
+    cpu_s: float | None = None
+    resident_bytes: int | None = None
+    open_fds: int | None = None
+    max_fds: int | None = None
+    audit: AuditStatus | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayStatus:
     """A whole gateway.
 
@@ -366,7 +431,8 @@ class GatewayStatus:
         peers, listeners, services: in the configuration's order.
         unauthenticated: incoming tunnels that ended before they proved whose they are.
         unknown_services: streams that peers asked for to services that do not exist.
-        audit: the audit log, or None without one.
+        audit: the audit log, or None without one or where each worker has its own.
+        workers: the worker processes; empty with a single process.
     """
 
     node: str
@@ -380,3 +446,10 @@ class GatewayStatus:
     unauthenticated: ReasonCounts
     unknown_services: ReasonCounts
     audit: AuditStatus | None = None
+    workers: tuple[WorkerStatus, ...] = ()
+
+    @property
+    def audits(self) -> tuple[AuditStatus, ...]:
+        """Every audit log: the one, or those of the workers."""
+        found = (self.audit, *(worker.audit for worker in self.workers))
+        return tuple(audit for audit in found if audit is not None)

@@ -59,12 +59,11 @@ def _head(document: Mapping[str, Any]) -> Iterator[str]:
 def _body(document: Mapping[str, Any]) -> Iterator[str]:
     audit = document.get("audit")
     if audit is not None:
-        failing = "" if audit["failing"] is None else f", FAILING ({audit['failing']})"
-        lost = f", {audit['records_lost']} lost" if audit["records_lost"] else ""
-        yield (
-            f"audit {audit['file']}: {audit['records']} records{lost}{failing}; "
-            f"head {audit['sequence']} {str(audit['head'])[:16]}"
-        )
+        yield _audit_text(audit)
+    for worker in document.get("workers", ()):
+        yield _worker_text(worker)
+        if worker["audit"] is not None:
+            yield f"  {_audit_text(worker['audit'])}"
     for peer in document["peers"]:
         yield from _peer_lines(peer)
     for entry in document["listeners"]:
@@ -83,6 +82,25 @@ def _body(document: Mapping[str, Any]) -> Iterator[str]:
             f"{entry['refused']['total']} refused{_reasons(entry['refused'])}"
             f"{_failed(entry)}{_own_policy(entry, all(entry.get('policy_met', {}).values()))}"
         )
+
+
+def _audit_text(audit: Mapping[str, Any]) -> str:
+    failing = "" if audit["failing"] is None else f", FAILING ({audit['failing']})"
+    lost = f", {audit['records_lost']} lost" if audit["records_lost"] else ""
+    return (
+        f"audit {audit['file']}: {audit['records']} records{lost}{failing}; "
+        f"head {audit['sequence']} {str(audit['head'])[:16]}"
+    )
+
+
+def _worker_text(worker: Mapping[str, Any]) -> str:
+    up = "" if worker["uptime_s"] is None else f" for {format_duration(worker['uptime_s'])}"
+    process = "" if worker["pid"] is None else f" (process {worker['pid']})"
+    return (
+        f"worker {worker['number']}{process}: {worker['state']}{up}, "
+        f"tunnels {worker['tunnels']}, streams {worker['streams_open']}, "
+        f"connections {worker['connections_open']}, started {worker['starts']} times"
+    )
 
 
 # Gateways of this version of the document that are older than these fields do not send them.
@@ -165,7 +183,9 @@ def _stock_text(stock: Mapping[str, Any]) -> str:
 
 def _tunnel_text(tunnel: Mapping[str, Any]) -> str:
     who = "dialled here" if tunnel["role"] == "client" else "dialled there"
+    worker = tunnel.get("worker")
     text = (
+        f"{'' if worker is None else f'in worker {worker}, '}"
         f"{who}, {tunnel['mode']} epoch {tunnel['epoch']} "
         f"for {format_duration(tunnel['epoch_age_s'])}, {tunnel['tls_group']}"
     )

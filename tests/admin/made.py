@@ -19,6 +19,8 @@ from qproxy.admin.status import (
     StateReasonCount,
     StockStatus,
     TunnelStatus,
+    WorkerState,
+    WorkerStatus,
 )
 from qproxy.audit.writer import AuditFault
 from qproxy.config.model import OnAuditFailure
@@ -161,6 +163,25 @@ AUDIT = AuditStatus(
     sequence=900,
     head="0123456789abcdef" * 6,
 )
+WORKER = WorkerStatus(
+    number=0,
+    state=WorkerState.RUNNING,
+    pid=4711,
+    uptime_s=5000.5,
+    answers=True,
+    ready=True,
+    obstacle=None,
+    starts=1,
+    last_end=None,
+    last_end_age_s=None,
+    tunnels=1,
+    streams_open=3,
+    connections_open=3,
+    cpu_s=12.5,
+    resident_bytes=60_000_000,
+    open_fds=40,
+    max_fds=1_048_576,
+)
 GATEWAY = GatewayStatus(
     node="gw-a",
     version="1.2.3",
@@ -286,7 +307,34 @@ AUDIT_GOES_ON = gateway(
         records_lost=7,
     )
 )
+WORKERS = gateway(
+    peers=(peer(tunnels=(tunnel(worker=0),)),),
+    workers=(
+        replace(WORKER, audit=replace(AUDIT, file="/var/lib/qproxy/audit-w0.jsonl")),
+        replace(
+            WORKER,
+            number=1,
+            state=WorkerState.WAITING,
+            pid=None,
+            uptime_s=None,
+            answers=False,
+            ready=False,
+            starts=4,
+            last_end="killed by SIGSEGV",
+            last_end_age_s=0.5,
+            tunnels=0,
+            streams_open=0,
+            connections_open=0,
+            cpu_s=None,
+            resident_bytes=None,
+            open_fds=None,
+            max_fds=None,
+        ),
+        replace(WORKER, number=2, ready=False, obstacle="gw-b: no usable tunnel", tunnels=0),
+    ),
+)
 ALL = {
+    "workers": WORKERS,
     "payments refused": PAYMENTS_REFUSED,
     "all well": GATEWAY,
     "fallen back": FALLEN_BACK,

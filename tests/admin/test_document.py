@@ -46,7 +46,7 @@ def test_every_snapshot_fits_the_schema_which_names_every_field(name):
 def test_the_schema_demands_and_describes_every_field():
     schema = load_schema()
     objects = [schema, *(item for item in schema["$defs"].values() if "properties" in item)]
-    assert len(objects) == 13
+    assert len(objects) == 14
     for item in objects:
         assert set(item["required"]) == set(item["properties"])
         assert item["description"]
@@ -58,6 +58,7 @@ def test_the_schema_demands_and_describes_every_field():
         "listener_status": made.LISTENER,
         "service_status": made.SERVICE,
         "audit_status": made.AUDIT,
+        "worker_status": made.WORKER,
     }
     for key, value in defined.items():
         properties = schema["$defs"][key]["properties"]

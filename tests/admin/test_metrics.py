@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from qproxy.admin.assess import assess
 from qproxy.admin.metrics import StatusCollector, render_metrics
+from qproxy.admin.status import WorkerState
 from qproxy.errors import Reason
 from qproxy.modes import Mode, Policy
 from qproxy.quantum.health import LinkState
@@ -90,7 +91,8 @@ def test_names_labels_and_help_follow_the_rules(name):
         "mode": set(Mode),
         "policy": set(Policy),
         "reason": set(Reason),
-        "state": set(LinkState),
+        "state": set(LinkState) | set(WorkerState),
+        "worker": {"0", "1", "2"},
         "outcome": {"confirmed", "orphaned", "aged_out", "discarded", "refused"},
         "peer": {"gw-b"},
         "listener": {"web"},
@@ -155,3 +157,16 @@ def test_the_audit_log_shows_where_there_is_one():
     assert found["qproxy_audit_sequence",] == 900
     assert samples(made.AUDITED)["qproxy_audit_failing",] == 0
     assert not [key for key in samples(made.GATEWAY) if key[0].startswith("qproxy_audit")]
+
+
+def test_workers_show_where_there_are_several():
+    found = samples(made.WORKERS)
+    assert found["qproxy_workers", "running"] == 2
+    assert found["qproxy_workers", "waiting"] == 1
+    assert [found["qproxy_worker_ready", number] for number in "012"] == [1, 0, 0]
+    assert found["qproxy_worker_starts_total", "1"] == 4
+    assert ("qproxy_worker_uptime_seconds", "1") not in found
+    assert found["qproxy_worker_cpu_seconds_total", "0"] == 12.5
+    assert found["qproxy_audit_records_total",] == 512
+    assert found["qproxy_ready",] == 0
+    assert not [key for key in samples(made.GATEWAY) if key[0].startswith("qproxy_worker")]

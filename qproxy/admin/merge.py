@@ -1,0 +1,325 @@
+"""The snapshots of several workers as one. Pure.
+
+Two rules. What is counted since the start never goes down: counts of workers that are gone are kept
+(:func:`retired`) and added to those of the ones that live, or each death would look like a restart
+of every counter. What describes a moment comes from the living alone, and where they differ the
+worst of them is shown: a gateway is as well off as its worst worker.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+from qproxy.admin.assess import peer_obstacle
+from qproxy.admin.status import (
+    MODES,
+    QKD_USES,
+    GatewayStatus,
+    LinkStatus,
+    ListenerStatus,
+    ModeReasonCount,
+    PeerStatus,
+    PolicyStatus,
+    ReasonCounts,
+    ServiceStatus,
+    StateReasonCount,
+    StockStatus,
+)
+from qproxy.errors import Reason
+from qproxy.modes import Mode, stricter
+from qproxy.quantum.health import LinkState
+
+_STATES: Final = (LinkState.DOWN, LinkState.DEGRADED, LinkState.HEALTHY)
+
+ItemT = TypeVar("ItemT")
+
+
+def merge(
+    live: Mapping[int, GatewayStatus],
+    past: Sequence[GatewayStatus],
+    *,
+    uptime_s: float,
+    draining: bool,
+) -> GatewayStatus:
+    """One snapshot of a gateway with several workers, ``workers`` not yet in it.
+
+    Args:
+        live: snapshots of the workers that live, by their number.
+        past: what :func:`retired` kept of others; with ``live``, at least one.
+        uptime_s: of the gateway.
+        draining: it takes nothing new.
+    """
+    numbered = [_numbered(status, number) for number, status in live.items()]
+    everything = [*numbered, *past]
+    first = everything[0]
+    return GatewayStatus(
+        node=first.node,
+        version=first.version,
+        kem_provider=first.kem_provider,
+        uptime_s=uptime_s,
+        draining=draining,
+        peers=_by_name(numbered, past, lambda status: status.peers, _merge_peers),
+        listeners=_by_name(numbered, past, lambda status: status.listeners, _merge_listeners),
+        services=_by_name(numbered, past, lambda status: status.services, _merge_services),
+        unauthenticated=_add_counts(status.unauthenticated for status in everything),
+        unknown_services=_add_counts(status.unknown_services for status in everything),
+    )
+
+
+def retired(status: GatewayStatus) -> GatewayStatus:
+    """What stays of a worker that is gone: its counts."""
+    return replace(
+        status,
+        peers=tuple(_retired_peer(peer) for peer in status.peers),
+        listeners=tuple(
+            replace(
+                listener,
+                addresses=(),
+                connections_open=0,
+                max_connections=0,
+                refused=_retired_counts(listener.refused),
+                failed=_retired_counts(listener.failed),
+            )
+            for listener in status.listeners
+        ),
+        services=tuple(
+            replace(
+                service,
+                policy_met={},
+                connections_open=0,
+                max_connections=0,
+                refused=_retired_counts(service.refused),
+                failed=_retired_counts(service.failed),
+            )
+            for service in status.services
+        ),
+        unauthenticated=_retired_counts(status.unauthenticated),
+        unknown_services=_retired_counts(status.unknown_services),
+        audit=None,
+    )
+
+
+def worker_obstacle(status: GatewayStatus) -> str | None:
+    """Why a worker cannot carry what it may get, or None where it can.
+
+    A peer that dials us and that no listener leads to need not have a tunnel in every worker.
+    """
+    needed = {listener.peer for listener in status.listeners}
+    for peer in status.peers:
+        obstacle = peer_obstacle(peer)
+        if obstacle is not None and (peer.name in needed or peer.address is not None):
+            return f"{peer.name}: {obstacle.detail}"
+    return None
+
+
+# --- parts -------------------------------------------------------------------------------
+
+
+def _by_name(
+    live: Sequence[GatewayStatus],
+    past: Sequence[GatewayStatus],
+    parts: Callable[[GatewayStatus], tuple[ItemT, ...]],
+    merge_parts: Callable[[list[ItemT], list[ItemT]], ItemT],
+) -> tuple[ItemT, ...]:
+    """Every worker runs one configuration, so their parts stand in one order."""
+    count = len(parts([*live, *past][0]))
+    return tuple(
+        merge_parts(
+            [parts(status)[index] for status in live], [parts(status)[index] for status in past]
+        )
+        for index in range(count)
+    )
+
+
+def _numbered(status: GatewayStatus, number: int) -> GatewayStatus:
+    return replace(
+        status,
+        peers=tuple(
+            replace(peer, tunnels=tuple(replace(tunnel, worker=number) for tunnel in peer.tunnels))
+            for peer in status.peers
+        ),
+    )
+
+
+def _merge_peers(live: list[PeerStatus], past: list[PeerStatus]) -> PeerStatus:
+    every = [*live, *past]
+    tunnels = tuple(tunnel for peer in live for tunnel in peer.tunnels)
+    modes = [tunnel.mode for tunnel in tunnels if tunnel.mode is not None]
+    ages = [tunnel.qkd_age_s for tunnel in tunnels if tunnel.qkd_age_s is not None]
+    wanted = [peer.tunnels_wanted for peer in live if peer.tunnels_wanted is not None]
+    return replace(
+        every[0],
+        tunnels_wanted=sum(wanted) if wanted else every[0].tunnels_wanted,
+        mode=min(modes, key=MODES.index, default=None),
+        qkd=min((tunnel.qkd for tunnel in tunnels), key=QKD_USES.index, default=None),
+        qkd_age_s=max(ages) if ages and len(ages) == len(tunnels) else None,
+        policy=_merge_policies([peer.policy for peer in every]),
+        tunnels=tunnels,
+        link=_merge_links(
+            [peer.link for peer in live if peer.link is not None],
+            [peer.link for peer in past if peer.link is not None],
+        ),
+        stock=_merge_stocks(
+            [peer.stock for peer in live if peer.stock is not None],
+            [peer.stock for peer in past if peer.stock is not None],
+        ),
+        epochs=dict(_sum(peer.epochs for peer in every)),
+        qkd_keys=sum(peer.qkd_keys for peer in every),
+        epoch_failures=_add_modes(peer.epoch_failures for peer in every),
+        mode_changes=_add_modes(peer.mode_changes for peer in every),
+        tunnels_opened=sum(peer.tunnels_opened for peer in every),
+        tunnels_closed=_add_counts(peer.tunnels_closed for peer in every),
+        not_connected=_add_counts(peer.not_connected for peer in every),
+        streams_open=sum(peer.streams_open for peer in live),
+        streams_opened=sum(peer.streams_opened for peer in every),
+        bytes_sent=sum(peer.bytes_sent for peer in every),
+        bytes_received=sum(peer.bytes_received for peer in every),
+    )
+
+
+def _merge_policies(policies: list[PolicyStatus]) -> PolicyStatus:
+    told = [policy.peer for policy in policies if policy.peer is not None]
+    strictest, effective = None, policies[0].local
+    for policy in told:
+        strictest = policy if strictest is None else stricter(strictest, policy)
+        effective = stricter(effective, policy)
+    return replace(policies[0], peer=strictest, effective=effective)
+
+
+def _merge_links(live: list[LinkStatus], past: list[LinkStatus]) -> LinkStatus | None:
+    every = [*live, *past]
+    if not every:
+        return None
+    worst = min(live or every, key=lambda link: (_STATES.index(link.state), -link.age_s))
+    changes: Counter[tuple[LinkState, Reason]] = Counter()
+    for link in every:
+        changes.update({(entry.state, entry.reason): entry.count for entry in link.changes})
+    return replace(
+        worst,
+        simulated=any(link.simulated for link in every),
+        changes=tuple(
+            StateReasonCount(state=state, reason=reason, count=count)
+            for (state, reason), count in sorted(changes.items())
+        ),
+        failures=_add_counts(link.failures for link in every),
+        # All of them ask the same KME: no sums here.
+        stored_keys=_least(link.stored_keys for link in live),
+        stored_keys_exhaustion_s=_least(link.stored_keys_exhaustion_s for link in live),
+        key_rate_bps=_least(link.key_rate_bps for link in live),
+        qber=max((link.qber for link in live if link.qber is not None), default=None),
+    )
+
+
+def _merge_stocks(live: list[StockStatus], past: list[StockStatus]) -> StockStatus | None:
+    every = [*live, *past]
+    if not every:
+        return None
+    supplies = [s.supply_keys_per_s for s in live if s.supply_keys_per_s is not None]
+    counted = ("drawn", "confirmed", "orphaned", "aged_out", "discarded", "refused", "redeemed")
+    changes: dict[str, Any] = {
+        name: sum(getattr(stock, name) for stock in every) for name in counted
+    }
+    return replace(
+        every[0],
+        available=sum(stock.available for stock in live),
+        lent=sum(stock.lent for stock in live),
+        low=any(stock.low for stock in live),
+        use_keys_per_s=sum(stock.use_keys_per_s for stock in live),
+        supply_keys_per_s=sum(supplies) if supplies else None,
+        exhaustion_s=_least(stock.exhaustion_s for stock in live),
+        **changes,
+    )
+
+
+def _merge_listeners(live: list[ListenerStatus], past: list[ListenerStatus]) -> ListenerStatus:
+    every = [*live, *past]
+    addresses = dict.fromkeys(address for entry in live for address in entry.addresses)
+    return replace(
+        every[0],
+        addresses=tuple(addresses),
+        policy_met=all(entry.policy_met for entry in live),
+        connections_open=sum(entry.connections_open for entry in live),
+        connections_accepted=sum(entry.connections_accepted for entry in every),
+        max_connections=sum(entry.max_connections for entry in live),
+        full=sum(entry.full for entry in every),
+        refused=_add_counts(entry.refused for entry in every),
+        failed=_add_counts(entry.failed for entry in every),
+    )
+
+
+def _merge_services(live: list[ServiceStatus], past: list[ServiceStatus]) -> ServiceStatus:
+    every = [*live, *past]
+    met: dict[str, bool] = {}
+    for entry in live:
+        for peer, here in entry.policy_met.items():
+            met[peer] = met.get(peer, True) and here
+    return replace(
+        every[0],
+        policy_met=met,
+        connections_open=sum(entry.connections_open for entry in live),
+        connections_opened=sum(entry.connections_opened for entry in every),
+        max_connections=sum(entry.max_connections for entry in live),
+        refused=_add_counts(entry.refused for entry in every),
+        failed=_add_counts(entry.failed for entry in every),
+    )
+
+
+# --- counts ------------------------------------------------------------------------------
+
+
+def _retired_peer(peer: PeerStatus) -> PeerStatus:
+    link, stock = peer.link, peer.stock
+    return replace(
+        peer,
+        mode=None,
+        qkd=None,
+        qkd_age_s=None,
+        tunnels=(),
+        streams_open=0,
+        policy=replace(peer.policy, peer=None, effective=peer.policy.local),
+        link=None if link is None else replace(link, failures=_retired_counts(link.failures)),
+        stock=None if stock is None else replace(stock, available=0, lent=0, low=False),
+        tunnels_closed=_retired_counts(peer.tunnels_closed),
+        not_connected=_retired_counts(peer.not_connected),
+    )
+
+
+def _retired_counts(counts: ReasonCounts) -> ReasonCounts:
+    """Without its last event, whose age would stand still."""
+    return replace(counts, last_reason=None, last_age_s=None)
+
+
+def _add_counts(parts: Iterable[ReasonCounts]) -> ReasonCounts:
+    found = list(parts)
+    recent = [counts for counts in found if counts.last_age_s is not None]
+    last = min(recent, key=lambda counts: counts.last_age_s or 0.0, default=None)
+    return ReasonCounts(
+        total=sum(counts.total for counts in found),
+        by_reason=dict(sorted(_sum(counts.by_reason for counts in found).items())),
+        last_reason=None if last is None else last.last_reason,
+        last_age_s=None if last is None else last.last_age_s,
+    )
+
+
+def _add_modes(parts: Iterable[tuple[ModeReasonCount, ...]]) -> tuple[ModeReasonCount, ...]:
+    counts: Counter[tuple[Mode, Reason]] = Counter()
+    for entries in parts:
+        counts.update({(entry.mode, entry.reason): entry.count for entry in entries})
+    return tuple(
+        ModeReasonCount(mode=mode, reason=reason, count=count)
+        for (mode, reason), count in sorted(counts.items())
+    )
+
+
+def _sum(parts: Iterable[Mapping[ItemT, int]]) -> Counter[ItemT]:
+    total: Counter[ItemT] = Counter()
+    for counts in parts:
+        total.update(counts)
+    return total
+
+
+def _least(values: Iterable[Any]) -> Any:
+    return min((value for value in values if value is not None), default=None)

@@ -25,6 +25,8 @@ from qproxy.config.model import (
     ServiceTlsConfig,
     TunnelConfig,
 )
+from qproxy.config.network import NetworkConfig
+from qproxy.config.network_checks import check_network, check_timetable
 from qproxy.config.walk import KeyPath, Report, Walk, did_you_mean
 from qproxy.modes import ClientAuth, Policy
 
@@ -241,7 +243,32 @@ def complete_kme_sim(values: dict[str, Any], walk: Walk) -> None:
     control = values.get("control")
     if control is not None:
         _check_address(walk, used, ("kme_sim", "control", "listen"), control.listen)
+    _check_what_joins_the_kmes(values, walk)
     values["path"] = walk.base / walk.file.name
+
+
+def _check_what_joins_the_kmes(values: dict[str, Any], walk: Walk) -> None:
+    """One link or one network, and events about what is in it."""
+    kmes = walk.names.get(("kme_sim", "kmes"), frozenset())
+    network = values.get("network")
+    if ("kme_sim", "network") not in walk.lines:
+        if len(kmes) > 2:
+            walk.report(
+                ("kme_sim", "kmes"),
+                f"expected exactly 2 entries of the form '<kme>: ...', got {len(kmes)}",
+                "more than two KMEs need a network",
+            )
+    elif ("kme_sim", "link") in walk.lines:
+        walk.report(
+            ("kme_sim", "network"),
+            "expected either link or network, got both",
+            "a link is a network of one span of type fixed",
+        )
+    elif not isinstance(network, NetworkConfig):
+        return  # what is wrong with it has been reported, and events may be about it
+    else:
+        check_network(network, kmes, _mapping(values, "saes"), walk)
+    check_timetable(values.get("timetable", ()), network, kmes, walk)
 
 
 def _mapping(values: dict[str, Any], key: str) -> dict[str, Any]:

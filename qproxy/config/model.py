@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qproxy.address import Address
+from qproxy.config.network import NetworkConfig
 from qproxy.modes import Aead, ClientAuth, KemAlgorithm, KemProviderChoice, Policy
 from qproxy.quantum.health_settings import HealthSettings
+from qproxy.sim.events import TimedEvent
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -524,8 +526,11 @@ class KmeSimConfig:
 
     Attributes:
         path: The file it came from.
-        kmes: Exactly two KMEs.
+        kmes: Two KMEs; more only with a network.
         saes: SAE ID (a name in its client certificate) to the name of its KME.
+        link: What joins the two KMEs, where there is no network.
+        network: The network that joins the KMEs, or None for a plain link.
+        timetable: What happens by itself while the simulator runs.
         control: Where the link is controlled, or None.
     """
 
@@ -533,5 +538,7 @@ class KmeSimConfig:
     kmes: Mapping[str, KmeConfig]
     saes: Mapping[str, str]
     link: LinkConfig = field(default_factory=LinkConfig)
+    network: NetworkConfig | None = None
+    timetable: tuple[TimedEvent, ...] = ()
     control: ControlConfig | None = None
     log: LogConfig = field(default_factory=LogConfig)

@@ -41,6 +41,8 @@ from qproxy.config.model import (
     SkipSourceConfig,
     TunnelConfig,
 )
+from qproxy.config.network import MAX_SIMULATED_KMES
+from qproxy.config.network_schema import NETWORK, TIMETABLE
 from qproxy.config.scalars import (
     ByteSize,
     Directory,
@@ -388,7 +390,7 @@ _KME_SIM: Final[dict[str, Kind]] = {
         ),
         "<kme>",
         2,
-        2,
+        MAX_SIMULATED_KMES,
     ),
     "saes": Named(_SAE_ID, Reference(("kme_sim", "kmes"), _NAME), "<sae>", 2, MAX_ENTRIES),
     "link": Section(
@@ -405,6 +407,8 @@ _KME_SIM: Final[dict[str, Kind]] = {
         },
         check=checks.check_link,
     ),
+    "network": NETWORK,
+    "timetable": TIMETABLE,
     "control": Section(ControlConfig, {"listen": Endpoint(listen=True, loopback_only=True)}),
 }
 

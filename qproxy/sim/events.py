@@ -280,6 +280,20 @@ Event = (
     | Restore
 )
 
+
+@dataclass(frozen=True, slots=True)
+class TimedEvent:
+    """One line of a timetable.
+
+    Attributes:
+        at_s: when it happens, in seconds from the start of the simulator.
+        event: what happens.
+    """
+
+    at_s: float
+    event: Event
+
+
 #: Word to event, in the order in which people are shown them.
 EVENTS: Final[Mapping[str, type[Event]]] = {
     kind.__name__.lower(): kind

@@ -40,6 +40,7 @@ def configs(request, tmp_path_factory):
 
 def test_all_examples_are_here():
     assert EXAMPLES == [
+        "kme-network.yaml",
         "kme-sim.yaml",
         "minimal-a.yaml",
         "minimal-b.yaml",
@@ -95,6 +96,9 @@ def keys_of(text):
         "services": "<service>",
         "kme_sim.kmes": "<kme>",
         "kme_sim.saes": "<sae>",
+        "kme_sim.network.spans": "<span>",
+        "kme_sim.network.routes": "<route>",
+        "kme_sim.network.optics": "<optics>",
     }
     found = {}
 
@@ -111,18 +115,20 @@ def keys_of(text):
     return found
 
 
-@pytest.mark.parametrize(
-    ("name", "section"), [("reference.yaml", GATEWAY), ("kme-sim.yaml", KME_SIM)]
-)
-def test_the_references_have_every_key_and_no_other(name, section):
-    keys = set(keys_of((ROOT / "configs" / name).read_text()))
+# A simulator has either a link or a network, so it takes two files to show every key.
+REFERENCES = [(["reference.yaml"], GATEWAY), (["kme-sim.yaml", "kme-network.yaml"], KME_SIM)]
+
+
+@pytest.mark.parametrize(("names", "section"), REFERENCES)
+def test_the_references_have_every_key_and_no_other(names, section):
+    keys = {key for name in names for key in keys_of((ROOT / "configs" / name).read_text())}
     # `tls: null` stands for a section that is left out.
     keys -= {"listeners.<listener>.tls", "services.<service>.tls"}
     assert keys == {info.path for info in list_keys(section)}
 
 
 @pytest.mark.parametrize(
-    ("name", "section"), [("reference.yaml", GATEWAY), ("kme-sim.yaml", KME_SIM)]
+    ("name", "section"), [(name, section) for names, section in REFERENCES for name in names]
 )
 def test_the_references_show_defaults_unless_they_say_example(name, section):
     text = (ROOT / "configs" / name).read_text()
@@ -130,7 +136,7 @@ def test_the_references_show_defaults_unless_they_say_example(name, section):
     keys = keys_of(text)
     compared = 0
     for info in list_keys(section):
-        for value, line in keys[info.path]:
+        for value, line in keys.get(info.path, ()):
             leaf = info.path.rpartition(".")[2]
             if "# example" in lines[line] or leaf in DERIVED or leaf in ("<sae>", "type"):
                 continue
@@ -147,8 +153,10 @@ def written(info):
         return {"null"}
     if isinstance(default, bool):
         return {str(default).lower()}
+    if default == ():
+        return {"none"}
     if isinstance(default, float):
-        return {f"{default:g}", str(int(default))}
+        return {f"{default:g}", str(int(default)), f"{default:.9f}".rstrip("0")}
     if isinstance(default, int):
         return {str(default), format_size(default)}
     return {str(default)}
@@ -187,5 +195,5 @@ def test_the_docs_give_range_default_and_reason(key):
 
 def test_both_kinds_of_example_are_loaded_as_what_they_are(configs):
     kinds = {name: type(load_any_config(configs / name)) for name in EXAMPLES}
-    assert kinds.pop("kme-sim.yaml") is KmeSimConfig
+    assert {kinds.pop("kme-sim.yaml"), kinds.pop("kme-network.yaml")} == {KmeSimConfig}
     assert set(kinds.values()) == {GatewayConfig}

@@ -507,7 +507,10 @@ def test_kme_sim_file(room):
         (SIM.replace("    kme-b", "    kme-c"), "kme_sim.saes.gw-b", "from kme_sim.kmes"),
         (SIM.replace("8442", "8441"), "kme_sim.kmes.kme-b.listen", "of kme_sim.kmes.kme-a.listen"),
         ("\n".join(SIM.split("\n")[:3] + SIM.split("\n")[4:]).replace("gw-b: kme-b", "x: kme-a"),
-         "kme_sim.kmes", "expected exactly 2 entries"),
+         "kme_sim.kmes", "expected 2 to 16 entries"),
+        (SIM.replace("  saes:", SIM.split("\n")[3].replace("b: {", "c: {").replace("8442", "1")
+                     + "\n  saes:"),
+         "kme_sim.kmes", "expected exactly 2 entries of the form '<kme>: ...', got 3"),
         (SIM + "  control: {listen: '0.0.0.0:1'}\n", "kme_sim.control.listen", "a loopback"),
         (SIM + "  control: {listen: '127.0.0.1:8441'}\n", "kme_sim.control.listen", "that of"),
         (SIM + "  link: {initial_key_count: 99999}\n", "kme_sim.link.initial_key_count",

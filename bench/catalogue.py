@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from bench.command import Benchmark
+from bench.connections import CONNECTIONS
 from bench.keybudget import KEYBUDGET
+from bench.latency import LATENCY
 from bench.rekey import REKEY
 from bench.switchover import SWITCHOVER
 from bench.throughput import THROUGHPUT
 
-BENCHMARKS: tuple[Benchmark, ...] = (THROUGHPUT, SWITCHOVER, REKEY, KEYBUDGET)
+BENCHMARKS: tuple[Benchmark, ...] = (
+    THROUGHPUT,
+    LATENCY,
+    CONNECTIONS,
+    SWITCHOVER,
+    REKEY,
+    KEYBUDGET,
+)

@@ -1,4 +1,9 @@
-"""The two load generator processes, as the benchmark sees them."""
+"""The load generator processes, as the benchmark sees them.
+
+There are two kinds of load generator. :mod:`bench.traffic` is cheap, has many connections and
+measures all there is. :mod:`bench.load` has one connection, blocking sockets and copies every byte
+once more; it stays so that figures remain comparable with older ones.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +14,22 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Generic, Protocol, Self, TypeVar
 
 from bench.children import END_S, READY_S
 from bench.stats import BenchError
 
 _ROOT = Path(__file__).resolve().parent.parent
+#: How long one connection may take to be made and tried, in seconds.
+CONNECT_S = 40.0
+#: How much longer than planned an action may take before it counts as stuck, in seconds.
+GRACE_S = 40.0
+#: Connections opened through a path in a second, at least.
+_SLOWEST_OPENS_PER_S = 20
 
 
 class Program:
@@ -84,6 +97,14 @@ class Program:
         line, _, self._unread = self._unread.partition(b"\n")
         return line.decode()
 
+    def ask(self, action: str, timeout_s: float, **arguments: object) -> dict[str, Any]:
+        """Have a client do one thing. Raises BenchError where it fails or takes too long."""
+        self.write_line(json.dumps({"do": action, **arguments}))
+        answer: dict[str, Any] = json.loads(self.read_line(timeout_s))
+        if "error" in answer:
+            raise BenchError(f"{action}: {answer['error']}")
+        return answer
+
 
 class Service(Program):
     """The service behind the far proxy.
@@ -92,16 +113,50 @@ class Service(Program):
         port: where it listens on 127.0.0.1.
     """
 
-    def __init__(self) -> None:
-        super().__init__("service")
+    def __init__(self, module: str = "bench.load") -> None:
+        super().__init__("service", module=module)
         self.port = int(self.read_line(READY_S))
 
 
+class Client(Protocol):
+    """What interleaved rounds need of a client.
+
+    Attributes:
+        pid: its process ID.
+    """
+
+    pid: int
+
+    def reach(self, port: int) -> None:
+        """See whether a path to the service works. Raises BenchError where it does not."""
+
+    def release(self) -> None:
+        """Close all connections. Raises BenchError."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
 class LoadClient(Program):
-    """The client in front of the near proxy; at most one connection."""
+    """The blocking client in front of the near proxy; at most one connection."""
 
     def __init__(self) -> None:
         super().__init__("client")
+
+    def reach(self, port: int) -> None:
+        """Connect, and have one byte come back; the connection stays."""
+        self.do("connect", CONNECT_S, port=port)
+        self.do("up", CONNECT_S, bytes=1)
+
+    def release(self) -> None:
+        """Close the connection."""
+        self.do("close", CONNECT_S)
 
     def do(self, action: str, timeout_s: float, **arguments: int) -> float:
         """Let the client do one thing (see :mod:`bench.load`).
@@ -112,7 +167,7 @@ class LoadClient(Program):
         Raises:
             BenchError: it failed, bytes were lost or changed, or it took too long.
         """
-        return float(self._ask(action, timeout_s, **arguments)["seconds"])
+        return float(self.ask(action, timeout_s, **arguments)["seconds"])
 
     def pings(self, duration_s: float, timeout_s: float) -> list[float]:
         """Let it send one byte and wait for one, again and again.
@@ -123,15 +178,108 @@ class LoadClient(Program):
         Raises:
             BenchError: as :meth:`do`.
         """
-        answer = self._ask("pings", timeout_s, milliseconds=round(duration_s * 1000))
+        answer = self.ask("pings", timeout_s, milliseconds=round(duration_s * 1000))
         return [latency_us / 1e6 for latency_us in answer["latencies_us"]]
 
-    def _ask(self, action: str, timeout_s: float, **arguments: int) -> dict[str, Any]:
-        self.write_line(json.dumps({"do": action, **arguments}))
-        answer: dict[str, Any] = json.loads(self.read_line(timeout_s))
-        if "error" in answer:
-            raise BenchError(f"{action}: {answer['error']}")
-        return answer
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Many repetitions of one small thing.
+
+    Attributes:
+        seconds: from the first to the last.
+        took_s: how long each took, in seconds.
+        unanswered: how many of those did not end, but were given up after that time.
+        late_s: how much later than intended each was begun; only where there was an intention.
+    """
+
+    seconds: float
+    took_s: list[float]
+    unanswered: int = 0
+    late_s: list[float] | None = None
+
+
+class TrafficClient(Program):
+    """The epoll client in front of the near proxy. See :mod:`bench.traffic.client`.
+
+    Everything raises BenchError where bytes are lost, changed or held up.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("client", module="bench.traffic")
+
+    def reach(self, port: int) -> None:
+        """Connect, have a message come back, close."""
+        self.ask("reach", CONNECT_S, port=port)
+
+    def release(self) -> None:
+        """Close all connections."""
+        self.ask("close", CONNECT_S)
+
+    def open(self, port: int, count: int) -> float:
+        """Open so many more connections. Gives the seconds it took."""
+        limit_s = CONNECT_S + count / _SLOWEST_OPENS_PER_S
+        return float(self.ask("open", limit_s, port=port, count=count)["seconds"])
+
+    def bulk(self, direction: str, count: int, limit_s: float, *, checked: bool = False) -> float:
+        """Move bytes over all connections. Gives the seconds it took.
+
+        Args:
+            direction: down, up or both.
+            count: bytes each way, of all connections together.
+            limit_s: when to give up, in seconds.
+            checked: compare every byte.
+        """
+        answer = self.ask("bulk", limit_s, direction=direction, bytes=count, checked=checked)
+        return float(answer["seconds"])
+
+    def pings(self, size: int, seconds: float) -> Timings:
+        """One message of ``size`` bytes to and fro on the first connection, again and again."""
+        return self._timings("pings", seconds, bytes=size)
+
+    def requests(self, size: int, seconds: float) -> Timings:
+        """The same on every connection at once."""
+        return self._timings("requests", seconds, bytes=size)
+
+    def paced(self, size: int, seconds: float, rate_per_s: float) -> Timings:
+        """Messages at fixed times, over all connections in turn. Times count from the intended."""
+        return self._timings("paced", seconds, bytes=size, rate_per_s=rate_per_s)
+
+    def arrivals(self, port: int, at_once: int, size: int, seconds: float) -> Timings:
+        """New connections, so many under way at once; times are to the answer's first byte."""
+        return self._timings("arrivals", seconds, port=port, at_once=at_once, bytes=size)
+
+    def _timings(self, action: str, seconds: float, **arguments: object) -> Timings:
+        answer = self.ask(action, seconds + GRACE_S, seconds=seconds, **arguments)
+        late_ns = answer.get("late_ns")
+        return Timings(
+            answer["seconds"],
+            [took_ns / 1e9 for took_ns in answer["took_ns"]],
+            answer.get("unanswered", 0),
+            None if late_ns is None else [each_ns / 1e9 for each_ns in late_ns],
+        )
+
+
+ClientT = TypeVar("ClientT", bound=Client)
+
+
+@dataclass(frozen=True, slots=True)
+class Generator(Generic[ClientT]):
+    """A kind of load generator.
+
+    Attributes:
+        name: for records.
+        client: starts the client's process.
+        service: starts the service's.
+    """
+
+    name: str
+    client: Callable[[], ClientT]
+    service: Callable[[], Service]
+
+
+BLOCKING = Generator("blocking sockets", LoadClient, Service)
+EPOLL = Generator("epoll", TrafficClient, lambda: Service("bench.traffic"))
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:

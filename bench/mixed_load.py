@@ -109,11 +109,3 @@ class MixedLoad:
     async def _bulk(self) -> None:
         await self._load.upload(BULK_BYTES)
         await self._load.download(BULK_BYTES)
-
-
-def percentile(samples: list[float], share: float) -> float:
-    """The smallest sample that this share of them does not exceed. Raises ValueError for none."""
-    if not samples:
-        raise ValueError("expected at least one sample, got none")
-    ordered = sorted(samples)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 from bench.command import MEGABYTE, Benchmark, add_megabytes_option
+from bench.generator import BLOCKING, LoadClient
 from bench.host import Host
-from bench.mixed_load import percentile
 from bench.pairs.qproxy import QProxy
 from bench.record import Record
 from bench.rounds import Bench, CpuMeter, Measure, run_rounds, utc_now
-from bench.stats import Spread
+from bench.stats import Spread, percentile
 from bench.study import table
 from bench.throughput import DIRECTIONS, QUICK_BYTES, limit_s, timed_transfer
 
@@ -64,12 +64,12 @@ def run_rekey(parameters: RekeyParameters) -> Record:
         cost="cpu_s_per_gb",
     )
     pairs = [QProxy(EVERY_SECOND, rekey_interval_s=1.0), QProxy(OFF, rekey_interval_s=_NEVER_S)]
-    run_rounds(record, pairs, parameters.rounds, _measure(parameters))
+    run_rounds(record, pairs, parameters.rounds, _measure(parameters), BLOCKING)
     return record
 
 
-def _measure(parameters: RekeyParameters) -> Measure:
-    def measure(bench: Bench) -> Iterator[tuple[str, Mapping[str, float]]]:
+def _measure(parameters: RekeyParameters) -> Measure[LoadClient]:
+    def measure(bench: Bench[LoadClient]) -> Iterator[tuple[str, Mapping[str, float]]]:
         for direction in DIRECTIONS:
             count = parameters.warmup_bytes
             bench.client.do(direction, limit_s(count), bytes=count)

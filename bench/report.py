@@ -18,7 +18,7 @@ def markdown(record: Record, *, unit: str, cost_unit: str) -> str:
     for case in record.cases:
         parts += [f"**{case}**", _medians(record, case, unit, cost_unit)]
         parts.append(_ratios(record, case, unit, cost_unit))
-    parts.append(_rows(record))
+    parts.append(about_rows(record))
     warnings = record.warnings()
     if warnings:
         parts.append("Warnings:\n\n" + "\n".join(f"- {text}" for text in warnings))
@@ -80,7 +80,8 @@ def _range(spread: Spread) -> str:
     return f"{spread.low:.2f} to {spread.high:.2f}"
 
 
-def _rows(record: Record) -> str:
+def about_rows(record: Record) -> str:
+    """Versions and parameters of every row, or why it was not measured."""
     return "\n".join(f"- {row.name}: {_about(row)}" for row in record.rows)
 
 

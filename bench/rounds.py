@@ -10,38 +10,36 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic
 
 from bench.children import cpu_seconds, wait_until
-from bench.generator import LoadClient, Service
+from bench.generator import Client, ClientT, Generator, Service
 from bench.host import cpu_times, load_average
 from bench.pairs import ProxyPair, Running, Site
 from bench.record import Record, Row, Sample
 from bench.stats import BenchError
 from qproxy.pki import init_pki
 
-#: How long a connection through a pair that says it is ready may take, in seconds.
-CONNECT_S = 40.0
-
 
 @dataclass(frozen=True, slots=True)
-class Bench:
-    """One pair at work with the load generator connected through it.
+class Bench(Generic[ClientT]):
+    """One pair at work with the load generator beside it.
 
     Attributes:
         running: the pair.
-        client: connected to the service through the pair.
+        client: has reached the service through the pair.
         service: the service behind it.
         first: no round before this one measured the pair.
     """
 
     running: Running
-    client: LoadClient
+    client: ClientT
     service: Service
     first: bool
 
 
 #: Measures one pair once: gives (case, values) for each case.
-Measure = Callable[[Bench], Iterator[tuple[str, Mapping[str, float]]]]
+Measure = Callable[[Bench[ClientT]], Iterator[tuple[str, Mapping[str, float]]]]
 
 
 def progress(text: str) -> None:
@@ -54,7 +52,13 @@ def utc_now() -> str:
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def run_rounds(record: Record, pairs: Sequence[ProxyPair], rounds: int, measure: Measure) -> None:
+def run_rounds(
+    record: Record,
+    pairs: Sequence[ProxyPair],
+    rounds: int,
+    measure: Measure[ClientT],
+    generator: Generator[ClientT],
+) -> None:
     """Measure every pair once in each round, and put rows and samples into the record.
 
     A pair that is missing is skipped, one that fails is dropped; both are named in their row.
@@ -70,8 +74,8 @@ def run_rounds(record: Record, pairs: Sequence[ProxyPair], rounds: int, measure:
         present.append((pair, row))
     with (
         tempfile.TemporaryDirectory(prefix="qproxy-bench-") as directory,
-        Service() as service,
-        LoadClient() as client,
+        generator.service() as service,
+        generator.client() as client,
     ):
         base = Path(directory)
         init_pki(base / "pki")
@@ -91,8 +95,8 @@ def _measure_once(
     row: Row,
     number: int,
     site: Site,
-    load: tuple[LoadClient, Service],
-    measure: Measure,
+    load: tuple[ClientT, Service],
+    measure: Measure[ClientT],
 ) -> None:
     client, service = load
     try:
@@ -102,22 +106,21 @@ def _measure_once(
                 busy = {**values, "load_average": load_average()}
                 record.samples.append(Sample(row.name, number, case, busy))
                 progress(f"round {number + 1}  {row.name:<20} {case:<6} {_values(values)}")
-            client.do("close", CONNECT_S)
+            client.release()
         row.facts.append(dict(running.facts))
     except (BenchError, OSError) as error:
         row.failed = f"round {number + 1}: {error}"
         progress(f"{row.name}: {row.failed}")
         with contextlib.suppress(BenchError):
-            client.do("close", CONNECT_S)
+            client.release()
 
 
-def _connect(client: LoadClient, running: Running) -> None:
+def _connect(client: Client, running: Running) -> None:
     """Connect, and try until one byte has come back: a proxy may listen before it can serve."""
 
     def works() -> bool:
         try:
-            client.do("connect", CONNECT_S, port=running.port)
-            client.do("up", CONNECT_S, bytes=1)
+            client.reach(running.port)
         except BenchError:
             return False
         return True
@@ -128,32 +131,36 @@ def _connect(client: LoadClient, running: Running) -> None:
 class CpuMeter:
     """CPU time over a measurement: of the proxies, and of everything else on the machine."""
 
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
-        self._before = bench.running.cpu_seconds()
+    def __init__(self, bench: Bench[ClientT]) -> None:
+        self._running = bench.running
+        self._generators = {"client": bench.client.pid, "service": bench.service.pid}
+        self._before = self._by_role()
         self._ours = self._ours_now()
         self._busy, self._idle = cpu_times()
 
     def values(self) -> dict[str, float]:
         """Seconds since the start, by role; and what others and nobody had of the machine."""
-        after = self._bench.running.cpu_seconds()
-        used = {f"{role}_cpu_s": after[role] - self._before[role] for role in after}
+        after = self._by_role()
+        used = {role: after[role] - self._before[role] for role in after}
         busy, idle = cpu_times()
         ours = self._ours_now() - self._ours
         whole = busy - self._busy + idle - self._idle
         return {
-            **used,
-            "proxies_cpu_s": sum(used.values()),
+            **{f"{role}_cpu_s": seconds for role, seconds in used.items()},
+            "proxies_cpu_s": sum(used[role] for role in self._running.proxies),
             "others": max(0.0, busy - self._busy - ours) / whole if whole > 0 else 0.0,
             "idle": (idle - self._idle) / whole if whole > 0 else 0.0,
         }
 
+    def _by_role(self) -> dict[str, float]:
+        """CPU time of both proxies and of both ends of the load generator, in seconds."""
+        generators = {role: cpu_seconds(pid) for role, pid in self._generators.items()}
+        return {**self._running.cpu_seconds(), **generators}
+
     def _ours_now(self) -> float:
-        """CPU time of the pair, of what helps it, and of the load generator, in seconds."""
-        bench = self._bench
-        return sum(child.cpu_seconds() for child in bench.running.processes) + sum(
-            cpu_seconds(program.pid) for program in (bench.client, bench.service)
-        )
+        """The same, and of what helps the pair, all together."""
+        helpers = sum(child.cpu_seconds() for child in self._running.helpers)
+        return helpers + sum(self._by_role().values())
 
 
 def _values(values: Mapping[str, float]) -> str:

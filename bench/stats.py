@@ -50,6 +50,14 @@ class Spread:
         return (self.high - self.low) / self.median if self.median else float("inf")
 
 
+def percentile(samples: Sequence[float], share: float) -> float:
+    """The smallest sample that this share of them does not exceed. Raises ValueError for none."""
+    if not samples:
+        raise ValueError("expected at least one sample, got none")
+    ordered = sorted(samples)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
 def round_ratios(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
     """``ours / theirs`` for each round that both have, in the order of the rounds."""
     return [

@@ -32,9 +32,9 @@ from bench.faults import CLIMB_GOAL_S, FAULTS, GAP_GOAL, Fault, chosen_faults
 from bench.gateway_log import first_bad_sign
 from bench.host import Host, cpu_times, load_average
 from bench.live import LivePair, live_pair
-from bench.mixed_load import MixedLoad, percentile
+from bench.mixed_load import MixedLoad
 from bench.rounds import progress, utc_now
-from bench.stats import BenchError
+from bench.stats import BenchError, percentile
 from bench.study import Goal, Observation, Study, table
 from qproxy.modes import Mode
 

@@ -19,6 +19,7 @@ from bench.command import (
     add_pair_option,
     chosen_pairs,
 )
+from bench.generator import BLOCKING, LoadClient
 from bench.host import Host
 from bench.pairs import ProxyPair
 from bench.record import Figure, Record
@@ -62,7 +63,7 @@ def run_throughput(pairs: Sequence[ProxyPair], parameters: ThroughputParameters)
             Figure("cpu_s_per_gb", "CPU time", "s/GB", less_is_better=True),
         ),
     )
-    run_rounds(record, pairs, parameters.rounds, _measure(parameters))
+    run_rounds(record, pairs, parameters.rounds, _measure(parameters), BLOCKING)
     return record
 
 
@@ -71,8 +72,8 @@ def throughput_markdown(record: Record) -> str:
     return markdown(record, unit="MB/s", cost_unit="CPU s/GB")
 
 
-def _measure(parameters: ThroughputParameters) -> Measure:
-    def measure(bench: Bench) -> Iterator[tuple[str, Mapping[str, float]]]:
+def _measure(parameters: ThroughputParameters) -> Measure[LoadClient]:
+    def measure(bench: Bench[LoadClient]) -> Iterator[tuple[str, Mapping[str, float]]]:
         client = bench.client
         if bench.first:
             for direction in DIRECTIONS:
@@ -86,7 +87,7 @@ def _measure(parameters: ThroughputParameters) -> Measure:
     return measure
 
 
-def timed_transfer(bench: Bench, direction: str, count: int) -> dict[str, float]:
+def timed_transfer(bench: Bench[LoadClient], direction: str, count: int) -> dict[str, float]:
     """Move bytes one way. Gives speed and cost. Raises BenchError."""
     meter = CpuMeter(bench)
     seconds = bench.client.do(direction, limit_s(count), bytes=count)

@@ -1,23 +1,9 @@
-"""Gaps and percentiles, and the load itself against the service alone."""
+"""Gaps, and the load itself against the service alone."""
 
-import pytest
 import trio
 
-from bench.mixed_load import LONG_STREAMS, MixedLoad, percentile
+from bench.mixed_load import LONG_STREAMS, MixedLoad
 from qproxy.demo.service import serve
-
-
-@pytest.mark.parametrize(
-    ("samples", "share", "expected"),
-    [([5.0], 0.99, 5.0), ([3.0, 1.0, 2.0], 0.5, 2.0), (list(range(1000)), 0.99, 990)],
-)
-def test_percentiles(samples, share, expected):
-    assert percentile(samples, share) == expected
-
-
-def test_no_sample_has_no_percentile():
-    with pytest.raises(ValueError, match="at least one"):
-        percentile([], 0.99)
 
 
 async def test_everything_is_verified_and_every_gap_is_seen(nursery):

@@ -1,3 +1,4 @@
+from bench.generator import BLOCKING
 from bench.pairs import Kind
 from bench.record import Record
 from bench.rounds import Bench, run_rounds
@@ -75,7 +76,7 @@ def test_a_pair_s_processes_are_ended_when_it_fails_in_the_middle() -> None:
 
     # Nobody listens at its port: the connection never comes about, and "near" is ended for it.
     pair.near_command = lambda site: ["false"]  # type: ignore[method-assign]
-    run_rounds(record, [pair], 1, measure)
+    run_rounds(record, [pair], 1, measure, BLOCKING)
     assert not seen
     assert record.rows[0].kind is Kind.PEER
     assert "sleeping (near) ended with 1" in (record.rows[0].failed or "")

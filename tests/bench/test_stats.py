@@ -1,6 +1,6 @@
 import pytest
 
-from bench.stats import MAX_RATIO_SPREAD, Spread, doubt, round_ratios
+from bench.stats import MAX_RATIO_SPREAD, Spread, doubt, percentile, round_ratios
 
 
 def test_a_spread_is_the_middle_the_smallest_and_the_largest() -> None:
@@ -48,3 +48,16 @@ def test_ratios_far_apart_leave_the_size_unsure() -> None:
 
 def test_too_few_rounds_are_doubted_however_close() -> None:
     assert "only 2 round(s)" in (doubt(Spread.of([1.2, 1.2])) or "")
+
+
+@pytest.mark.parametrize(
+    ("samples", "share", "expected"),
+    [([5.0], 0.99, 5.0), ([3.0, 1.0, 2.0], 0.5, 2.0), (list(range(1000)), 0.99, 990)],
+)
+def test_percentiles(samples, share, expected):
+    assert percentile(samples, share) == expected
+
+
+def test_no_sample_has_no_percentile():
+    with pytest.raises(ValueError, match="at least one"):
+        percentile([], 0.99)

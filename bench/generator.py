@@ -278,7 +278,7 @@ class Generator(Generic[ClientT]):
     service: Callable[[], Service]
 
 
-BLOCKING = Generator("blocking sockets", LoadClient, Service)
+BLOCKING = Generator("blocking", LoadClient, Service)
 EPOLL = Generator("epoll", TrafficClient, lambda: Service("bench.traffic"))
 
 

@@ -20,7 +20,8 @@ from bench.record import Record
 from bench.rounds import Bench, CpuMeter, Measure, run_rounds, utc_now
 from bench.stats import Spread, percentile
 from bench.study import table
-from bench.throughput import DIRECTIONS, QUICK_BYTES, limit_s, timed_transfer
+from bench.throughput import QUICK_BYTES
+from bench.transfer import DIRECTIONS, blocking_transfer, limit_s
 
 #: Names of the two rows.
 EVERY_SECOND = "rekey every second"
@@ -73,7 +74,7 @@ def _measure(parameters: RekeyParameters) -> Measure[LoadClient]:
         for direction in DIRECTIONS:
             count = parameters.warmup_bytes
             bench.client.do(direction, limit_s(count), bytes=count)
-            yield direction, timed_transfer(bench, direction, parameters.sample_bytes)
+            yield direction, blocking_transfer(bench, direction, parameters.sample_bytes)
         meter = CpuMeter(bench)
         latencies = bench.client.pings(parameters.ping_s, parameters.ping_s + _GRACE_S)
         yield "pings", {**_latencies(latencies), **meter.values()}

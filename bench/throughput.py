@@ -1,9 +1,16 @@
-"""Bulk throughput of one connection through a pair of proxies, down and up.
+"""Bulk throughput through a pair of proxies: down, up, both ways at once; over many connections.
 
 Down is from the service to the client, up from the client to the service. The time runs on the
-client from its request to the last byte (down) or to the service's word that it has the last byte
-(up), on a connection that has moved a warm-up before. CPU seconds are user and system time of both
-proxies of the pair; the load generator's and the KMEs' are not in them.
+client from its request to the last byte of the last connection (down) or to the service's word that
+it has that byte (up), on connections that have moved a warm-up before. Connections share the bytes
+equally. Both ways at once counts the bytes of both.
+
+CPU seconds are user and system time of the proxies: near is beside the client, far beside the
+service. The load generator's have names of their own, and the KMEs' are not in them. Before a pair
+is timed, bytes have gone every way over as many connections and every one of them was compared.
+
+The epoll generator leaves the proxies as much of the machine as it can. The blocking one, with one
+connection, one way at a time and a copy of every byte received, is the one of older records.
 """
 
 from __future__ import annotations
@@ -19,17 +26,23 @@ from bench.command import (
     add_pair_option,
     chosen_pairs,
 )
-from bench.generator import BLOCKING, LoadClient
+from bench.generator import BLOCKING, EPOLL, LoadClient, TrafficClient
 from bench.host import Host
 from bench.pairs import ProxyPair
 from bench.record import Figure, Record
 from bench.report import markdown
-from bench.rounds import Bench, CpuMeter, Measure, run_rounds, utc_now
+from bench.rounds import Bench, Measure, run_rounds, utc_now
+from bench.transfer import BOTH, DIRECTIONS, blocking_transfer, epoll_transfer, limit_s
 
-#: No machine worth measuring on is slower than this, in bytes per second.
-_SLOWEST_BPS = 2_000_000
-_GRACE_S = 30.0
-DIRECTIONS = ("down", "up")
+__all__ = [
+    "DIRECTIONS",
+    "QUICK_BYTES",
+    "THROUGHPUT",
+    "ThroughputParameters",
+    "limit_s",
+    "run_throughput",
+    "throughput_markdown",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,32 +51,51 @@ class ThroughputParameters:
 
     Attributes:
         rounds: how often each pair is measured.
-        sample_bytes: moved in one timed transfer.
+        sample_bytes: moved in one timed transfer, each way, by all connections together.
         warmup_bytes: moved before it, untimed, in the same direction.
-        check_bytes: moved each way before the first round of a pair, compared by SHA-256.
+        check_bytes: moved each way before the first round of a pair, every byte compared.
+        connections: how many at once, one case for each; the blocking generator has but one.
+        generator: the load generator's name.
     """
 
     rounds: int = 5
-    sample_bytes: int = 512_000_000
+    sample_bytes: int = 1_000_000_000
     warmup_bytes: int = 64_000_000
     check_bytes: int = 32_000_000
+    connections: tuple[int, ...] = (1, 8, 64)
+    generator: str = EPOLL.name
+
+
+#: Bytes of a timed transfer, and of its warm-up, that only shows that everything works.
+QUICK_BYTES = 64_000_000
+QUICK_WARMUP_BYTES = 4_000_000
 
 
 def run_throughput(pairs: Sequence[ProxyPair], parameters: ThroughputParameters) -> Record:
     """Measure. Progress goes to standard error."""
+    blocking = parameters.generator == BLOCKING.name
+    counts = (1,) if blocking else parameters.connections
     record = Record(
         benchmark="throughput",
         started=utc_now(),
         host=Host.here(),
-        parameters={**asdict(parameters), "connections": 1},
+        parameters={
+            **asdict(parameters),
+            "connections": ", ".join(str(count) for count in counts),
+        },
         value="mb_per_s",
         cost="cpu_s_per_gb",
         figures=(
             Figure("mb_per_s", "throughput", "MB/s"),
             Figure("cpu_s_per_gb", "CPU time", "s/GB", less_is_better=True),
+            Figure("near_s_per_gb", "near's", "s/GB", less_is_better=True),
+            Figure("far_s_per_gb", "far's", "s/GB", less_is_better=True),
         ),
     )
-    run_rounds(record, pairs, parameters.rounds, _measure(parameters), BLOCKING)
+    if blocking:
+        run_rounds(record, pairs, parameters.rounds, _measure_blocking(parameters), BLOCKING)
+    else:
+        run_rounds(record, pairs, parameters.rounds, _measure(parameters), EPOLL)
     return record
 
 
@@ -72,7 +104,31 @@ def throughput_markdown(record: Record) -> str:
     return markdown(record, unit="MB/s", cost_unit="CPU s/GB")
 
 
-def _measure(parameters: ThroughputParameters) -> Measure[LoadClient]:
+def _measure(parameters: ThroughputParameters) -> Measure[TrafficClient]:
+    def measure(bench: Bench[TrafficClient]) -> Iterator[tuple[str, Mapping[str, float]]]:
+        client = bench.client
+        for connections in parameters.connections:
+            client.open(bench.running.port, connections)
+            if bench.first:
+                _check(client, parameters.check_bytes)
+            for direction in (*DIRECTIONS, BOTH):
+                warmup = parameters.warmup_bytes
+                client.bulk(direction, warmup, limit_s(warmup))
+                case = direction if direction != BOTH else "both ways"
+                if connections > 1:
+                    case += f", {connections} connections"
+                yield case, epoll_transfer(bench, direction, parameters.sample_bytes)
+            client.release()
+
+    return measure
+
+
+def _check(client: TrafficClient, count: int) -> None:
+    for direction in (*DIRECTIONS, BOTH):
+        client.bulk(direction, count, limit_s(count), checked=True)
+
+
+def _measure_blocking(parameters: ThroughputParameters) -> Measure[LoadClient]:
     def measure(bench: Bench[LoadClient]) -> Iterator[tuple[str, Mapping[str, float]]]:
         client = bench.client
         if bench.first:
@@ -82,47 +138,34 @@ def _measure(parameters: ThroughputParameters) -> Measure[LoadClient]:
         for direction in DIRECTIONS:
             count = parameters.warmup_bytes
             client.do(direction, limit_s(count), bytes=count)
-            yield direction, timed_transfer(bench, direction, parameters.sample_bytes)
+            yield direction, blocking_transfer(bench, direction, parameters.sample_bytes)
 
     return measure
 
 
-def timed_transfer(bench: Bench[LoadClient], direction: str, count: int) -> dict[str, float]:
-    """Move bytes one way. Gives speed and cost. Raises BenchError."""
-    meter = CpuMeter(bench)
-    seconds = bench.client.do(direction, limit_s(count), bytes=count)
-    values = {
-        "bytes": float(count),
-        "seconds": seconds,
-        "mb_per_s": count / 1e6 / seconds,
-        **meter.values(),
-    }
-    if bench.running.proxies:
-        values["cpu_s_per_gb"] = values["proxies_cpu_s"] / (count / 1e9)
-    return values
-
-
-def limit_s(count: int) -> float:
-    """How long moving so many bytes may take, in seconds."""
-    return _GRACE_S + count / _SLOWEST_BPS
-
-
-#: Bytes of a timed transfer that only shows that everything works.
-QUICK_BYTES = 64_000_000
-
-
 def _options(parser: argparse.ArgumentParser) -> None:
     add_megabytes_option(parser, ThroughputParameters().sample_bytes)
+    parser.add_argument(
+        "--generator",
+        choices=[EPOLL.name, BLOCKING.name],
+        default=EPOLL.name,
+        help="load generator (default: %(default)s)",
+    )
     add_pair_option(parser)
 
 
 def _run(options: argparse.Namespace) -> tuple[Record, str]:
-    sample_bytes = QUICK_BYTES if options.quick else options.megabytes * MEGABYTE
-    parameters = ThroughputParameters(rounds=options.rounds, sample_bytes=sample_bytes)
+    sizes = (
+        {"sample_bytes": QUICK_BYTES, "warmup_bytes": QUICK_WARMUP_BYTES}
+        if options.quick
+        else {"sample_bytes": options.megabytes * MEGABYTE}
+    )
+    parameters = ThroughputParameters(rounds=options.rounds, generator=options.generator, **sizes)
     record = run_throughput(chosen_pairs(options), parameters)
     return record, throughput_markdown(record)
 
 
 THROUGHPUT = Benchmark(
-    "throughput", "bulk throughput of one connection, down and up", 5, _run, _options
-)
+    "throughput", "bulk throughput of 1, 8 and 64 connections, down, up and both ways", 5, _run,
+    _options,
+)  # fmt: skip

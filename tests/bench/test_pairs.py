@@ -133,7 +133,7 @@ def test_the_command_line_runs_the_chosen_pair_and_writes_its_record(
     assert main([*arguments, "--output", str(output)]) == 0
     document = json.loads(output.read_text())
     assert [row["name"] for row in document["rows"]] == ["direct TCP"]
-    assert len(document["samples"]) == 2
+    assert len(document["samples"]) == 9
     assert "| direct TCP |" in capsys.readouterr().out
 
 

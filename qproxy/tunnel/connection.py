@@ -154,6 +154,22 @@ class Connection(Engine):
         """The first ``count`` bytes of :meth:`data_to_send` are on their way."""
         self._writer.sent(count)
 
+    @property
+    def output_high_water(self) -> int:
+        """Bytes above which no stream data is taken; the transport should hold no more unsent."""
+        return self._writer.pace.high_water
+
+    def transport_full(self, now: float) -> int:
+        """The transport took less than :meth:`data_to_send` gave, or nothing.
+
+        Call it after :meth:`data_sent`. How fast the transport takes bytes is measured by it.
+
+        Returns:
+            :attr:`output_high_water`, which may have changed: a TCP socket is to be told by
+            TCP_NOTSENT_LOWAT.
+        """
+        return self._writer.transport_full(now)
+
     # Time.
 
     def next_timeout(self) -> float | None:
@@ -190,6 +206,7 @@ class Connection(Engine):
                 return
             self._timers.check_reauthentication(now)
             self._timers.ping_if_due(self._random_bytes, now)
+            self.session.survey(now)
         if self._timers.idle_tick(now):
             self._splitter.shrink()
             self._writer.shrink()
@@ -302,6 +319,17 @@ class Connection(Engine):
         """Bytes :meth:`send_data` would take now. See :meth:`Session.sendable`."""
         self._check_open()
         return self.session.sendable(stream_id)
+
+    def next_turn(self) -> int | None:
+        """The stream to ask for data now, of those whose :meth:`sendable` was 0 for want of room.
+
+        Ask after bytes have left, again until it is None: small streams come first, then bulk in
+        turn. Each stream is named once and, where it has more data than it may send, again later.
+
+        Returns:
+            A stream ID, or None while nobody waits or there is still no room.
+        """
+        return self.session.next_turn() if self.phase is Phase.OPEN else None
 
     def send_data(self, stream_id: int, data: memoryview) -> int:
         """Send stream data. Returns the number of bytes taken, from the front.

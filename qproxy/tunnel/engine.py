@@ -435,6 +435,7 @@ class Engine:
 
     def _on_established(self, now: float) -> None:
         self._events.append(TunnelEstablished())
+        self.session.announce_window()
         self._timers.ping(self._random_bytes, now)
 
     def _on_end(self, reason: Reason) -> None:

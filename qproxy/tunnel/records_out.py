@@ -22,12 +22,11 @@ from qproxy.tunnel.frames import (
     MAX_PAYLOAD_BYTES,
     FrameType,
 )
+from qproxy.tunnel.pace import Pace
 from qproxy.tunnel.slots import DataSlots
 
 #: Output buffer of a tunnel that moves little, in bytes.
 SMALL_OUTPUT_BYTES = 64 * 1024
-#: Stream data is taken only while less than this waits to be sent, in bytes.
-DATA_HIGH_WATER_BYTES = 1024 * 1024
 #: Data up to this size is copied into a record with other frames; more gets records of its own.
 COPIED_DATA_BYTES = 2048
 #: A peer that makes us answer while it does not read ends its tunnel at this, in bytes.
@@ -38,9 +37,17 @@ MAX_DATA_RECORDS_PER_KEY = MAX_RECORDS_PER_KEY - (1 << 16)
 
 
 class RecordWriter:
-    """Seals frames of one direction of a tunnel, epoch after epoch."""
+    """Seals frames of one direction of a tunnel, epoch after epoch.
+
+    Attributes:
+        drained: how often all that waited has been sent.
+        pace: how much stream data may wait.
+    """
 
     def __init__(self) -> None:
+        self.drained = 0
+        self.pace = Pace()
+        self._sent = 0
         self._sealer: RecordSealer | None = None
         self._stage = bytearray(MAX_CONTENT_BYTES + 1)
         self._stage_view = memoryview(self._stage)
@@ -67,10 +74,10 @@ class RecordWriter:
 
     @property
     def data_room(self) -> int:
-        """Bytes of stream data that may be added now."""
-        if self.records >= MAX_DATA_RECORDS_PER_KEY:
-            return 0
-        return max(0, DATA_HIGH_WATER_BYTES - self.pending)
+        """Bytes of stream data that may be added now; negative above the high-water mark."""
+        if self._sealer is not None and self._sealer.records >= MAX_DATA_RECORDS_PER_KEY:
+            return -MAX_OUTPUT_BYTES
+        return self.pace.high_water - (self._end - self._start + self._staged)
 
     def install(self, sealer: RecordSealer) -> None:
         """Seal everything from now on under a new key."""
@@ -144,9 +151,16 @@ class RecordWriter:
 
     def sent(self, count: int) -> None:
         """``count`` bytes from the front of :meth:`output` are on their way."""
+        self._sent += count
         self._start += count
         if self._start >= self._end:
             self._start = self._end = 0
+            self.drained += 1
+
+    def transport_full(self, now: float) -> int:
+        """The transport took less than was there. Returns what it should hold, in bytes."""
+        self.pace.transport_full(self._sent, now)
+        return self.pace.high_water
 
     def discard(self) -> None:
         """Drop everything that was not sent: nothing more may leave (no alert, no ticket)."""

@@ -6,9 +6,11 @@ that belong to streams and to flow control.
 
 from __future__ import annotations
 
+from collections import deque
+
 from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError
 from qproxy.tunnel.constants import INITIAL_SESSION_CREDIT_BYTES
-from qproxy.tunnel.credit import ASSUMED_ROUND_TRIP_S, ReceiveCredit, SendCredit
+from qproxy.tunnel.credit import ASSUMED_ROUND_TRIP_S, ReceiveCredit, SendCredit, WindowBudget
 from qproxy.tunnel.events import (
     CreditAvailable,
     DataReceived,
@@ -32,6 +34,23 @@ from qproxy.tunnel.records_out import RecordWriter
 from qproxy.tunnel.settings import Role, TunnelSettings
 from qproxy.tunnel.slots import DataSlots
 from qproxy.tunnel.streams import Stream, StreamState, StreamTable
+from qproxy.tunnel.turns import Turns
+
+#: Round trips are smoothed as TCP smooths them (RFC 6298 §2).
+_RTT_GAIN = 0.125
+#: Windows go by the shortest of so many round trips: the others had to wait behind something.
+_RTT_MEMORY = 4
+#: A starved driver is told of credit when there is so much of it, in bytes. A peer that gives it
+#: in morsels makes us work for none.
+MIN_CREDIT_NEWS_BYTES = 1024
+#: How often idle windows are looked at, in seconds.
+SURVEY_INTERVAL_S = 5.0
+#: With this share of the session's window unread, streams that nobody reads are shed ...
+PRESSED_SHARE = 0.875
+#: ... until no more than this share is.
+RELIEVED_SHARE = 0.75
+#: Surveys in a row without a byte read, before a stream is shed.
+IDLE_SURVEYS = 2
 
 
 class Session:
@@ -39,7 +58,7 @@ class Session:
 
     Attributes:
         streams: the live ones.
-        round_trip_s: last measured, or the assumption it starts with.
+        round_trip_s: smoothed, or the assumption it starts with.
         going_away: no new streams may be opened, whoever said so.
         bytes_sent: application bytes sent since the tunnel began.
         bytes_received: application bytes received since the tunnel began.
@@ -55,7 +74,13 @@ class Session:
         events: list[Event],
         now: float,
     ) -> None:
-        self.streams = StreamTable(role, settings.max_streams, settings.max_stream_window_bytes)
+        self._receive_credit = ReceiveCredit(
+            INITIAL_SESSION_CREDIT_BYTES, settings.max_session_window_bytes
+        )
+        self._budget = WindowBudget(self._receive_credit.window)
+        self.streams = StreamTable(
+            role, settings.max_streams, settings.max_stream_window_bytes, self._budget
+        )
         self.round_trip_s = ASSUMED_ROUND_TRIP_S
         self.going_away = False
         self.bytes_sent = 0
@@ -65,10 +90,11 @@ class Session:
         self._writer = writer
         self._events = events
         self._send_credit = SendCredit(INITIAL_SESSION_CREDIT_BYTES)
-        self._receive_credit = ReceiveCredit(
-            INITIAL_SESSION_CREDIT_BYTES, settings.max_session_window_bytes, now
-        )
         self._starved = False
+        self._turns = Turns(writer)
+        self._round_trips: deque[float] = deque(maxlen=_RTT_MEMORY)
+        self._base_round_trip_s = ASSUMED_ROUND_TRIP_S
+        self._survey_at = now
 
     @property
     def unread(self) -> int:
@@ -105,23 +131,30 @@ class Session:
         """Send REFUSED. The stream is gone."""
         stream = self._requested(stream_id)
         self._writer.add_frame(FrameType.REFUSED, stream_id, bytes([reason.code]))
-        self._remove(stream, now)
+        self._remove(stream)
 
     def sendable(self, stream_id: int) -> int:
         """Bytes ``send_data`` would take now: credit and room in the output.
 
-        Where the answer is 0 for want of credit, a ``CreditAvailable`` event follows later.
+        Where the answer is 0 for want of credit, a ``CreditAvailable`` event follows later. Where
+        it is 0 for want of room, :meth:`next_turn` names the stream when it may go on.
         """
         stream = self.streams.require(stream_id)
         if stream.state is StreamState.REQUESTED or not stream.sending:
             return 0
-        room = min(
-            stream.send_credit.available, self._send_credit.available, self._writer.data_room
-        )
-        if room <= 0:
-            stream.starved = stream.send_credit.available <= 0
-            self._starved = self._starved or self._send_credit.available <= 0
-        return room
+        credit = stream.send_credit.limit - stream.send_credit.sent
+        session_credit = self._send_credit.limit - self._send_credit.sent
+        if credit <= 0 or session_credit <= 0:
+            stream.starved = credit <= 0
+            self._starved = self._starved or session_credit <= 0
+            return 0
+        stream.offered = min(credit, session_credit, self._turns.room(stream))
+        return stream.offered
+
+    def next_turn(self) -> int | None:
+        """The stream whose turn it is, of those that found no room; None while there is none."""
+        stream = self._turns.next()
+        return None if stream is None else stream.stream_id
 
     def send_data(self, stream_id: int, data: memoryview) -> int:
         """Send as much as credit and room allow. Returns the number of bytes taken."""
@@ -132,9 +165,7 @@ class Session:
         if count <= 0:
             return 0
         self._writer.add_data(stream_id, data if count == len(data) else data[:count])
-        stream.send_credit.sent += count
-        self._send_credit.sent += count
-        self.bytes_sent += count
+        self._count_sent(stream, count)
         return count
 
     def send_slots(self, stream_id: int, slots: DataSlots, count: int) -> None:
@@ -144,15 +175,16 @@ class Session:
             LocalProtocolError: more than credit allows, or the stream cannot send.
         """
         stream = self.streams.require(stream_id)
-        credit = min(stream.send_credit.available, self._send_credit.available)
+        credit = min(
+            stream.send_credit.limit - stream.send_credit.sent,
+            self._send_credit.limit - self._send_credit.sent,
+        )
         if stream.state is StreamState.REQUESTED or not stream.sending or count > credit:
             raise LocalProtocolError(
                 Reason.UNEXPECTED_MESSAGE, f"stream {stream_id} cannot send {count} bytes"
             )
         self._writer.add_slots(stream_id, slots, count)
-        stream.send_credit.sent += count
-        self._send_credit.sent += count
-        self.bytes_sent += count
+        self._count_sent(stream, count)
 
     def half_close(self, stream_id: int, now: float) -> None:
         """Send HALF_CLOSE: this end sends no more on the stream."""
@@ -161,7 +193,7 @@ class Session:
             raise LocalProtocolError(Reason.UNEXPECTED_MESSAGE, f"stream {stream_id} cannot send")
         stream.sending = False
         self._writer.add_frame(FrameType.HALF_CLOSE, stream_id)
-        self._remove_if_done(stream, now)
+        self._remove_if_done(stream)
 
     def reset_stream(self, stream_id: int, reason: Reason, now: float) -> None:
         """Send RESET. The stream is gone on this end; calling it for a gone stream is harmless."""
@@ -169,7 +201,7 @@ class Session:
         if stream is None:
             return
         self._writer.add_frame(FrameType.RESET, stream_id, bytes([reason.code]))
-        self._remove(stream, now)
+        self._remove(stream)
 
     def data_consumed(self, stream_id: int, count: int, now: float) -> None:
         """``count`` received bytes were handed on: give the credit back.
@@ -179,11 +211,57 @@ class Session:
         stream = self.streams.get(stream_id)
         if stream is None:
             return
-        limit = stream.receive_credit.on_consumed(count, now, self.round_trip_s)
+        limit = stream.receive_credit.on_handed_on(count, now, self._base_round_trip_s)
         if limit is not None and stream.receiving:
             self._writer.add_frame(FrameType.STREAM_CREDIT, stream_id, limit.to_bytes(8, "big"))
-        self._give_back_session_credit(count, now)
-        self._remove_if_done(stream, now)
+        self._give_back_session_credit(count)
+        self._remove_if_done(stream)
+
+    # Time.
+
+    def announce_window(self) -> None:
+        """The tunnel is up: the peer may fill the whole of the session's window."""
+        self._give_back_session_credit(0)
+
+    def on_round_trip(self, seconds: float) -> None:
+        """A PING was answered."""
+        if self._round_trips:
+            self.round_trip_s += _RTT_GAIN * (seconds - self.round_trip_s)
+        else:
+            self.round_trip_s = seconds
+        self._round_trips.append(seconds)
+        self._base_round_trip_s = min(self._round_trips)
+
+    @property
+    def survey_at(self) -> float | None:
+        """When to call :meth:`survey`, or None while there is nothing to look at."""
+        return self._survey_at if self._budget.grown or self._pressed else None
+
+    def survey(self, now: float) -> None:
+        """Let windows shrink that nobody uses; where memory is short, shed what nobody reads.
+
+        A stream is shed by a reset, the largest first, and no more of them than must be: the
+        others could not go on at all.
+        """
+        if now < self._survey_at:
+            return
+        self._survey_at = now + SURVEY_INTERVAL_S
+        if not self._pressed:
+            for credit in list(self._budget.grown):
+                credit.survey()
+            return
+        for stream in self.streams:
+            stream.receive_credit.survey()
+        idle = [s for s in self.streams if s.receive_credit.idle_surveys >= IDLE_SURVEYS]
+        for stream in sorted(idle, key=lambda s: s.receive_credit.unread, reverse=True):
+            if self.unread <= RELIEVED_SHARE * self._receive_credit.window:
+                break
+            self.reset_stream(stream.stream_id, Reason.LIMIT_REACHED, now)
+            self._events.append(StreamReset(stream.stream_id, Reason.LIMIT_REACHED))
+
+    @property
+    def _pressed(self) -> bool:
+        return self.unread > PRESSED_SHARE * self._receive_credit.window
 
     # Frames from the peer.
 
@@ -195,7 +273,7 @@ class Session:
         stream = self.streams.lookup(stream_id, "DATA")
         if stream is None:
             self.bytes_discarded += count
-            self._give_back_session_credit(count, now)
+            self._give_back_session_credit(count)
             return
         if stream.state is StreamState.OPENING or not stream.receiving:
             raise RemoteProtocolError(
@@ -262,7 +340,7 @@ class Session:
         if stream is None:
             return
         self._check_opening(stream, "REFUSED")
-        self._remove(stream, now)
+        self._remove(stream)
         self._events.append(StreamRefused(stream_id, reason))
 
     def _on_stream_credit(self, stream_id: int, payload: bytes) -> None:
@@ -271,13 +349,13 @@ class Session:
         if stream is None:
             return
         stream.send_credit.raise_to(limit)
-        if stream.starved:
+        if stream.starved and stream.send_credit.available >= MIN_CREDIT_NEWS_BYTES:
             stream.starved = False
             self._events.append(CreditAvailable(stream_id))
 
     def _on_session_credit(self, payload: bytes) -> None:
         self._send_credit.raise_to(decode_credit(payload, "SESSION_CREDIT"))
-        if self._starved:
+        if self._starved and self._send_credit.available >= MIN_CREDIT_NEWS_BYTES:
             self._starved = False
             self._events.append(CreditAvailable(None))
 
@@ -292,14 +370,14 @@ class Session:
             )
         stream.receiving = False
         self._events.append(StreamHalfClosed(stream_id))
-        self._remove_if_done(stream, now)
+        self._remove_if_done(stream)
 
     def _on_reset(self, stream_id: int, payload: bytes, now: float) -> None:
         reason = decode_reason(payload, "RESET")
         stream = self.streams.lookup(stream_id, "RESET")
         if stream is None:
             return
-        self._remove(stream, now)
+        self._remove(stream)
         self._events.append(StreamReset(stream_id, reason))
 
     def _check_opening(self, stream: Stream, frame: str) -> None:
@@ -316,18 +394,25 @@ class Session:
             )
         return stream
 
-    def _give_back_session_credit(self, count: int, now: float) -> None:
-        limit = self._receive_credit.on_consumed(count, now, self.round_trip_s)
+    def _count_sent(self, stream: Stream, count: int) -> None:
+        stream.send_credit.sent += count
+        self._send_credit.sent += count
+        self.bytes_sent += count
+        self._turns.added(stream, count)
+
+    def _give_back_session_credit(self, count: int) -> None:
+        limit = self._receive_credit.on_consumed(count)
         if limit is not None:
             self._writer.add_frame(FrameType.SESSION_CREDIT, 0, limit.to_bytes(8, "big"))
 
-    def _remove_if_done(self, stream: Stream, now: float) -> None:
+    def _remove_if_done(self, stream: Stream) -> None:
         """Both halves closed and everything handed on."""
         if not stream.sending and not stream.receiving and not stream.receive_credit.unread:
-            self._remove(stream, now)
+            self._remove(stream)
 
-    def _remove(self, stream: Stream, now: float) -> None:
+    def _remove(self, stream: Stream) -> None:
         unread = stream.receive_credit.unread
         self.streams.remove(stream)
+        self._turns.forget(stream)
         if unread:
-            self._give_back_session_credit(unread, now)
+            self._give_back_session_credit(unread)

@@ -33,8 +33,8 @@ class TunnelSettings:
         peer_sae_id: the peer's SAE ID.
         policy: what this end demands of the quantum link.
         max_without_qkd_s: under ``require``, longest time without a fresh QKD key.
-        key_source: kind of the key source ("etsi-qkd-014", "file"), as named in offers; None
-            where this gateway has none for the peer.
+        key_sources: the key sources this end shares with the peer, as offers name them
+            ("etsi-qkd-014", "skip/north"); empty where it has none.
         aead: record protection this end offers as client.
         kem: ML-KEM parameter set this end offers as client, and the weakest it takes as server.
         psk: optional pre-shared key, 32 bytes.
@@ -65,7 +65,7 @@ class TunnelSettings:
     peer_sae_id: str = ""
     policy: Policy = Policy.PREFER
     max_without_qkd_s: int = 300
-    key_source: str | None = None
+    key_sources: tuple[str, ...] = ()
     aead: Aead = Aead.AES_256_GCM
     kem: KemAlgorithm = KemAlgorithm.ML_KEM_1024
     psk: bytes | None = field(default=None, repr=False)
@@ -82,5 +82,5 @@ class TunnelSettings:
     ping_interval_s: float = 15.0
     peer_timeout_s: float = 45.0
     max_streams: int = 16_384
-    max_stream_window_bytes: int = 16 << 20
+    max_stream_window_bytes: int = 24 << 20
     max_session_window_bytes: int = 64 << 20

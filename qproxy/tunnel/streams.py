@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError
 from qproxy.tunnel.constants import INITIAL_STREAM_CREDIT_BYTES
-from qproxy.tunnel.credit import ReceiveCredit, SendCredit
+from qproxy.tunnel.credit import SendCredit, StreamCredit, WindowBudget
 from qproxy.tunnel.frames import MAX_STREAM_ID
 from qproxy.tunnel.settings import Role
 
@@ -33,27 +33,35 @@ class Stream:
         sending: False once our half is closed.
         receiving: False once the peer's half is closed.
         starved: the driver was told "no credit" and waits for CreditAvailable.
+        waiting: the driver was told "no room" and waits for its turn.
+        bulk: it had more to send, the last time, than fits one record or was offered.
+        offered: bytes the driver was last told that it may send.
+        turn: how often the output had run empty when the stream last had its turn.
     """
 
-    __slots__ = ("receive_credit", "receiving", "send_credit", "sending", "starved", "state",
-                 "stream_id")  # fmt: skip
+    __slots__ = ("bulk", "offered", "receive_credit", "receiving", "send_credit", "sending",
+                 "starved", "state", "stream_id", "turn", "waiting")  # fmt: skip
 
-    def __init__(
-        self, stream_id: int, state: StreamState, max_window_bytes: int, now: float
-    ) -> None:
+    def __init__(self, stream_id: int, state: StreamState, receive_credit: StreamCredit) -> None:
         self.stream_id = stream_id
         self.state = state
         self.sending = True
         self.receiving = True
         self.starved = False
+        self.waiting = False
+        self.bulk = False
+        self.offered = 0
+        self.turn = -1
         self.send_credit = SendCredit(INITIAL_STREAM_CREDIT_BYTES)
-        self.receive_credit = ReceiveCredit(INITIAL_STREAM_CREDIT_BYTES, max_window_bytes, now)
+        self.receive_credit = receive_credit
 
 
 class StreamTable:
     """All live streams of a tunnel, and the IDs of those that are gone."""
 
-    def __init__(self, role: Role, max_peer_streams: int, max_window_bytes: int) -> None:
+    def __init__(
+        self, role: Role, max_peer_streams: int, max_window_bytes: int, budget: WindowBudget
+    ) -> None:
         self._streams: dict[int, Stream] = {}
         self._local_parity = 1 if role is Role.CLIENT else 0
         self._next_local_id = 1 if role is Role.CLIENT else 2
@@ -61,6 +69,7 @@ class StreamTable:
         self._peer_streams = 0
         self._max_peer_streams = max_peer_streams
         self._max_window_bytes = max_window_bytes
+        self._budget = budget
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -80,7 +89,7 @@ class StreamTable:
         """A new stream of ours. Raises LocalProtocolError when the IDs are used up."""
         if self._next_local_id > MAX_STREAM_ID:
             raise LocalProtocolError(Reason.LIMIT_REACHED, "stream IDs of this tunnel are used up")
-        stream = Stream(self._next_local_id, StreamState.OPENING, self._max_window_bytes, now)
+        stream = self._make(self._next_local_id, StreamState.OPENING, now)
         self._next_local_id += 2
         self._streams[stream.stream_id] = stream
         return stream
@@ -101,7 +110,7 @@ class StreamTable:
         self._highest_peer_id = stream_id
         if self._peer_streams >= self._max_peer_streams:
             return None
-        stream = Stream(stream_id, StreamState.REQUESTED, self._max_window_bytes, now)
+        stream = self._make(stream_id, StreamState.REQUESTED, now)
         self._streams[stream_id] = stream
         self._peer_streams += 1
         return stream
@@ -131,10 +140,14 @@ class StreamTable:
 
     def remove(self, stream: Stream) -> None:
         """Forget a stream whose two halves are closed, or that was reset."""
+        stream.receive_credit.release()
         if self._streams.pop(stream.stream_id, None) is not None and not self.is_local(
             stream.stream_id
         ):
             self._peer_streams -= 1
+
+    def _make(self, stream_id: int, state: StreamState, now: float) -> Stream:
+        return Stream(stream_id, state, StreamCredit(self._max_window_bytes, self._budget, now))
 
     def _was_opened(self, stream_id: int) -> bool:
         if stream_id == 0:

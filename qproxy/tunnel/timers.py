@@ -19,8 +19,6 @@ from qproxy.tunnel.session import Session
 from qproxy.tunnel.settings import Role, TunnelSettings
 from qproxy.tunnel.states import Phase
 
-#: Round trips are smoothed as TCP smooths them (RFC 6298 §2).
-_RTT_GAIN = 0.125
 #: How long after ``reauth_interval_s`` a tunnel ends that was not re-authenticated, in seconds.
 REAUTH_GRACE_S = 60.0
 #: Wishes for an epoch that have a deadline or the limit of a key behind them.
@@ -58,7 +56,6 @@ class Timers:
         self._next_ping_at = now + settings.ping_interval_s
         self._ping_payload: bytes | None = None
         self._ping_sent_at = now
-        self._measured = False
         self._idle_mark = (-1, -1)
         self._authenticated_at = now
         self._reauth_due = False
@@ -213,7 +210,11 @@ class Timers:
                 moments.append(self._epoch_at + settings.rekey_interval_s)
             moments += [
                 moment
-                for moment in (self._reauth_limit(), self._reauth_moment())
+                for moment in (
+                    self._reauth_limit(),
+                    self._reauth_moment(),
+                    self._session.survey_at,
+                )
                 if moment is not None
             ]
             if epochs is not None and epochs.qkd_deadline is not None:
@@ -286,10 +287,7 @@ class Timers:
             raise RemoteProtocolError(Reason.UNEXPECTED_MESSAGE, "PONG without its PING")
         self._ping_payload = None
         measured = max(0.0, now - self._ping_sent_at)
-        known = self._session.round_trip_s
-        smoothed = known + _RTT_GAIN * (measured - known) if self._measured else measured
-        self._session.round_trip_s = smoothed
-        self._measured = True
+        self._session.on_round_trip(measured)
         self._events.append(RoundTrip(measured))
 
     def idle_tick(self, now: float) -> bool:

@@ -12,15 +12,12 @@ from qproxy.tunnel.constants import (
     INITIAL_STREAM_CREDIT_BYTES,
     MAX_TLS_PHASE_BYTES,
 )
-from qproxy.tunnel.credit import GROWTH_ROUND_TRIPS, ReceiveCredit, SendCredit
+from qproxy.tunnel.credit import SendCredit, StreamCredit, WindowBudget
 from qproxy.tunnel.events import EpochDue, StreamRefused, StreamRequested, StreamReset, TunnelClosed
 from qproxy.tunnel.frames import MAX_PAYLOAD_BYTES, FrameType
+from qproxy.tunnel.pace import MAX_HIGH_WATER_BYTES
 from qproxy.tunnel.records_in import LARGE_BUFFER_BYTES, SMALL_BUFFER_BYTES, RecordSplitter
-from qproxy.tunnel.records_out import (
-    DATA_HIGH_WATER_BYTES,
-    MAX_DATA_RECORDS_PER_KEY,
-    MAX_OUTPUT_BYTES,
-)
+from qproxy.tunnel.records_out import MAX_DATA_RECORDS_PER_KEY, MAX_OUTPUT_BYTES
 from qproxy.tunnel.settings import Role
 from tests.tunnel.adversary import frame, inject, inject_frame, other, seal
 from tests.tunnel.helpers import CLIENT, SERVER, Pair, established, make_pair, qkd_keys, replace
@@ -245,7 +242,7 @@ def test_data_beyond_a_streams_credit_is_fatal() -> None:
 
 
 def test_data_beyond_the_sessions_credit_is_fatal() -> None:
-    pair = established()
+    pair = established(CLIENT, replace(SERVER, max_session_window_bytes=1))
     per_stream = INITIAL_STREAM_CREDIT_BYTES
     streams = INITIAL_SESSION_CREDIT_BYTES // per_stream
     for _ in range(streams):
@@ -264,7 +261,7 @@ def test_data_beyond_the_sessions_credit_is_fatal() -> None:
 
 
 def test_data_for_streams_that_are_gone_counts_against_the_session() -> None:
-    pair = established()
+    pair = established(CLIENT, replace(SERVER, max_session_window_bytes=1))
     stream_id = open_stream(pair)
     pair.server.reset_stream(stream_id, Reason.CONNECTION_RESET, pair.now)
     pair.take_output(Role.SERVER)
@@ -320,9 +317,9 @@ def test_the_largest_credit_does_no_harm() -> None:
     largest = (1 << 62).to_bytes(8, "big")
     inject_frame(pair, Role.SERVER, FrameType.STREAM_CREDIT, stream_id, largest)
     inject_frame(pair, Role.SERVER, FrameType.SESSION_CREDIT, 0, largest)
-    taken = pair.client.send_data(stream_id, memoryview(bytes(4 * DATA_HIGH_WATER_BYTES)))
-    assert taken <= DATA_HIGH_WATER_BYTES
-    assert pair.client.output_pending <= DATA_HIGH_WATER_BYTES + 2 * MAX_RECORD_BYTES
+    taken = pair.client.send_data(stream_id, memoryview(bytes(4 * MAX_HIGH_WATER_BYTES)))
+    assert taken <= MAX_HIGH_WATER_BYTES
+    assert pair.client.output_pending <= MAX_HIGH_WATER_BYTES + 2 * MAX_RECORD_BYTES
 
 
 def test_more_consumed_than_received_is_a_bug_of_the_caller() -> None:
@@ -332,59 +329,124 @@ def test_more_consumed_than_received_is_a_bug_of_the_caller() -> None:
         pair.server.data_consumed(stream_id, 1, pair.now)
 
 
-def use_up(credit: ReceiveCredit, now: float, round_trip_s: float) -> int | None:
-    count = credit.limit - credit.received
-    credit.on_received(count)
-    return credit.on_consumed(count, now, round_trip_s)
+WINDOW = INITIAL_STREAM_CREDIT_BYTES
+ROUND_TRIP_S = 0.06
 
 
-def test_a_window_grows_while_it_is_used_up_fast() -> None:
-    credit, now = ReceiveCredit(100, 1000, 0.0), 0.0
+def credit_of(max_window: int, session_window: int = 1 << 30) -> StreamCredit:
+    return StreamCredit(max_window, WindowBudget(session_window), 0.0)
+
+
+def take(credit: StreamCredit, count: int, now: float) -> list[int]:
+    """So many bytes come and are handed on, in pieces. Returns the limits that are announced."""
+    announced = []
+    while count:
+        piece = min(count, MAX_PAYLOAD_BYTES)
+        count -= piece
+        credit.on_received(piece)
+        if (limit := credit.on_handed_on(piece, now, ROUND_TRIP_S)) is not None:
+            announced.append(limit)
+    return announced
+
+
+def test_a_window_grows_while_most_of_it_is_taken_in_a_round_trip() -> None:
+    credit, now = credit_of(16 * WINDOW), 0.0
     windows = []
-    for _ in range(6):
-        now += 0.06
-        use_up(credit, now, 0.06)
+    for _ in range(5):
+        now += ROUND_TRIP_S
+        take(credit, credit.limit - credit.received, now)
         windows.append(credit.window)
-    assert windows == [200, 400, 800, 1000, 1000, 1000]
+    assert windows == sorted(windows)
+    assert windows[0] > 2 * WINDOW
+    assert windows[-1] == 16 * WINDOW
 
 
 def test_a_window_does_not_grow_for_a_slow_reader() -> None:
-    credit, now = ReceiveCredit(100, 1000, 0.0), 0.0
-    for _ in range(6):
-        now += GROWTH_ROUND_TRIPS * 0.06
-        use_up(credit, now, 0.06)
-    assert credit.window == 100
+    credit, now = credit_of(16 * WINDOW), 0.0
+    for _ in range(100):
+        now += ROUND_TRIP_S
+        take(credit, WINDOW // 4, now)
+    assert credit.window == WINDOW
 
 
-@pytest.mark.parametrize("max_window", [1, 50, 100, 1000])
-def test_a_limit_never_falls(max_window: int) -> None:
+def test_a_window_settles_at_less_than_four_times_what_a_round_trip_takes() -> None:
+    credit, now = credit_of(1 << 30), 0.0
+    for _ in range(3000):  # 100 Mbit/s, in pieces as they come
+        now += ROUND_TRIP_S / 60
+        take(credit, min(12_500, credit.limit - credit.received), now)
+    assert 1.6 * 60 * 12_500 <= credit.window <= 4 * 61 * 12_500
+    # What is open when a renewal is under way is more than a round trip takes.
+    assert 0.75 * credit.window >= 1.2 * 60 * 12_500
+
+
+def test_a_window_shrinks_with_the_need() -> None:
+    credit, now = credit_of(16 * WINDOW), 0.0
+    for _ in range(5):
+        now += ROUND_TRIP_S
+        take(credit, credit.limit - credit.received, now)
+    grown = credit.window
+    for _ in range(400):
+        now += ROUND_TRIP_S
+        take(credit, WINDOW // 4, now)
+    assert credit.window <= grown // 8
+    for _ in range(10):
+        credit.survey()
+    assert credit.window == WINDOW
+
+
+def test_all_windows_together_keep_within_the_budget_and_none_takes_it_all() -> None:
+    budget = WindowBudget(64 << 20)
+    streams = [StreamCredit(1 << 30, budget, 0.0) for _ in range(20)]
+    now = 0.0
+    for credit in streams:
+        for _ in range(6):
+            now += ROUND_TRIP_S
+            take(credit, credit.limit - credit.received, now)
+        assert budget.free > 0
+    extra = [credit.window - WINDOW for credit in streams]
+    assert sum(extra) == budget.total - budget.free < 0.75 * (64 << 20)
+    for credit in streams:
+        credit.release()
+    assert budget.free == budget.total
+    assert not budget.grown
+
+
+@pytest.mark.parametrize("max_window", [1, WINDOW, 8 * WINDOW])
+@pytest.mark.parametrize("survey", [False, True])
+def test_a_limit_never_falls(max_window: int, survey: bool) -> None:
     """The peer takes a limit that does not rise for an attack."""
-    receive, now = ReceiveCredit(100, max_window, 0.0), 0.0
-    send = SendCredit(100)
-    for _ in range(20):
-        now += 0.01
-        limit = use_up(receive, now, 0.06)
-        assert limit is not None
-        send.raise_to(limit)
+    receive, now = credit_of(max_window), 0.0
+    send = SendCredit(WINDOW)
+    for step in range(60):
+        now += 0.01 if step % 7 else 1.0
+        limits = take(receive, (receive.limit - receive.received) // (1 + step % 3), now)
+        assert limits or step % 3
+        for limit in limits:
+            send.raise_to(limit)
+        if survey:
+            receive.survey()
+            receive.survey()
 
 
 def test_windows_grow_with_the_measured_round_trip() -> None:
     """256 KiB in flight would hold a 60 ms path to 33 Mbit/s."""
     pair = established()
     stream_id = open_stream(pair)
-    pair.server.session.round_trip_s = 0.06
+    pair.server.session.on_round_trip(0.06)
+    pair.server.session._base_round_trip_s = 0.06
     seen = 0
     for _ in range(40):
         pair.now += 0.06
-        pair.client.send_data(stream_id, memoryview(bytes(1 << 20)))
-        pair.pump()
+        for _ in range(4):
+            pair.client.send_data(stream_id, memoryview(bytes(1 << 20)))
+            pair.pump()
         arrived = pair.server.session.bytes_received - seen
         seen += arrived
         pair.server.data_consumed(stream_id, arrived, pair.now)
         pair.pump()
     stream = pair.server.session.streams.get(stream_id)
     assert stream is not None
-    assert stream.receive_credit.window >= DATA_HIGH_WATER_BYTES
+    assert stream.receive_credit.window >= 1 << 20
 
 
 # --- sequence numbers ------------------------------------------------------------------------

@@ -122,7 +122,9 @@ def get_logger(name: str, /, **fields: object) -> Logger:
     return Logger(logging.getLogger(name), fields)
 
 
-def configure_logging(config: LogConfig, *, stream: TextIO | None = None) -> None:
+def configure_logging(
+    config: LogConfig, *, stream: TextIO | None = None, worker: int | None = None
+) -> None:
     """Send qproxy's events to standard error as the configuration says.
 
     May be called again, on a reload: the last call counts. Each process calls it for itself,
@@ -132,11 +134,15 @@ def configure_logging(config: LogConfig, *, stream: TextIO | None = None) -> Non
     Args:
         config: Format and least level.
         stream: Where lines go instead of standard error.
+        worker: Number of this process among several workers; on every line, then.
     """
     level = _LEVELS[config.level]
     formatter = JsonFormatter if config.format is LogFormat.JSON else TextFormatter
     handler = StreamWriter(sys.stderr if stream is None else stream)
-    handler.setFormatter(formatter(with_traceback=config.level is LogLevel.DEBUG))
+    everywhere: dict[str, _Plain] = {} if worker is None else {"worker": worker}
+    handler.setFormatter(
+        formatter(with_traceback=config.level is LogLevel.DEBUG, everywhere=everywhere)
+    )
     root = logging.getLogger()
     for old in [old for old in root.handlers if isinstance(old, StreamWriter)]:
         root.removeHandler(old)
@@ -220,9 +226,12 @@ class StreamWriter(logging.Handler):
 class _EventFormatter(logging.Formatter):
     """What both formats share: which facts a record has, as plain values."""
 
-    def __init__(self, *, with_traceback: bool = False) -> None:
+    def __init__(
+        self, *, with_traceback: bool = False, everywhere: Mapping[str, _Plain] | None = None
+    ) -> None:
         super().__init__()
         self._with_traceback = with_traceback
+        self._everywhere = everywhere or {}
 
     def facts(self, record: logging.LogRecord) -> tuple[str, str, str, dict[str, _Plain]]:
         """Time, level, event and fields of a record, of ours or of a library's."""
@@ -238,6 +247,7 @@ class _EventFormatter(logging.Formatter):
         if self._with_traceback and record.exc_info and record.exc_info[1] is not None:
             text = traceback_text(record.exc_info[1])
             fields["traceback"] = _bounded(text, MAX_TRACEBACK_CHARS)
+        fields = {**self._everywhere, **fields}
         return time.replace("+00:00", "Z"), record.levelname.lower(), event, fields
 
 

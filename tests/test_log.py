@@ -320,3 +320,17 @@ def test_a_formatter_that_fails_gives_a_line_and_not_an_exception(sink):
 def test_escape_leaves_printable_ascii_alone():
     assert escape("plain text, 100%") == "plain text, 100%"
     assert escape("a\nb\x1b\u202e\\é") == "a\\nb\\x1b\\u202e\\\\\\xe9"
+
+
+@pytest.mark.parametrize("format_", list(LogFormat))
+def test_a_worker_s_number_is_on_every_line(sink, format_):
+    configure_logging(LogConfig(format=format_), stream=sink, worker=3)
+    get_logger("qproxy.test").info("tunnel_up", peer="gw-b")
+    logging.getLogger("library").warning("something")
+    close_logging()
+    for line in sink.getvalue().splitlines():
+        if format_ is LogFormat.JSON:
+            assert json.loads(line)["worker"] == 3
+        else:
+            assert line.split()[3] == "worker=3"
+    assert sink.getvalue().count("\n") == 2

@@ -8,17 +8,17 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from qproxy.address import Address, UnixAddress, parse_address
+from qproxy.address import Address, TcpAddress, UnixAddress, parse_address
 from qproxy.errors import Reason
 from qproxy.net.endpoint import ConnectionLost
 
-__all__ = ["accept", "open_connection", "open_listeners", "parse_address"]
+__all__ = ["accept", "open_connection", "open_listeners", "parse_address", "reserve_port"]
 
 #: Connections the kernel holds for a listener before anybody accepts them.
 DEFAULT_BACKLOG = 1024
@@ -66,24 +66,48 @@ def open_listeners(
     """
     if isinstance(address, UnixAddress):
         return [_listen_unix(address, backlog)]
+    return _on_each_address(
+        address, lambda family, sockaddr: _listen_tcp(family, sockaddr, backlog, reuse_port)
+    )
+
+
+def reserve_port(address: TcpAddress) -> list[socket.socket]:
+    """Bind and do not listen, so that other processes of ours can with ``reuse_port``.
+
+    While the sockets are open the port is ours: no connection goes to them, and where nobody
+    listens beside them connections are refused. Whoever listens there already is noticed, even with
+    SO_REUSEPORT, which would let the two of us share the port and its connections unawares.
+
+    Args:
+        address: as for :func:`open_listeners`.
+
+    Raises:
+        OSError: the address cannot be resolved or bound, or somebody listens there.
+    """
+    return _on_each_address(address, _reserve_tcp)
+
+
+def _on_each_address(
+    address: TcpAddress, make: Callable[[socket.AddressFamily, Any], socket.socket]
+) -> list[socket.socket]:
+    """A socket for every address of a host name, all on one port."""
     found = [
         (family, sockaddr)
         for family, _, _, _, sockaddr in socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     ]
-    listeners: list[socket.socket] = []
+    made: list[socket.socket] = []
     try:
         port = address.port
         for family, sockaddr in dict.fromkeys(found[:MAX_ADDRESSES]):
-            listener = _listen_tcp(family, (sockaddr[0], port, *sockaddr[2:]), backlog, reuse_port)
-            listeners.append(listener)
-            port = listener.getsockname()[1]
+            made.append(make(family, (sockaddr[0], port, *sockaddr[2:])))
+            port = made[-1].getsockname()[1]
     except BaseException:
-        for listener in listeners:
-            listener.close()
+        for sock in made:
+            sock.close()
         raise
-    return listeners
+    return made
 
 
 async def accept(listener: socket.socket) -> socket.socket:
@@ -194,18 +218,35 @@ def _listen_tcp(
 ) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if reuse_port and sys.platform != "win32":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind(sockaddr)
+        _bind_tcp(listener, sockaddr)
         listener.listen(backlog)
         listener.setblocking(False)
     except BaseException:
         listener.close()
         raise
     return listener
+
+
+def _reserve_tcp(family: socket.AddressFamily, sockaddr: Any) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # Only once it is bound: before, it would not mind others who listen.
+        _bind_tcp(sock, sockaddr)
+        if sys.platform != "win32":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind_tcp(sock: socket.socket, sockaddr: Any) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind(sockaddr)
 
 
 def _listen_unix(address: UnixAddress, backlog: int) -> socket.socket:

@@ -44,6 +44,7 @@ class Listener:
         """Load what the listener needs. Raises ConfigError."""
         self.config = config
         self.sockets: list[socket.socket] = []
+        self._owns_path = True
         self.counters = ListenerCounters()
         self.policy = ServicePolicy.of(
             config.policy, config.max_without_qkd_s, peer.config.max_without_qkd_s
@@ -59,9 +60,10 @@ class Listener:
         """Certificates or authorities have changed: connections from now on use these."""
         self._context = context
 
-    def open(self) -> None:
-        """Bind. Raises OSError."""
-        self.sockets = open_listeners(self.config.listen)
+    def open(self, sockets: list[socket.socket] | None = None) -> None:
+        """Bind, or take over sockets whose address is another process's. Raises OSError."""
+        self._owns_path = sockets is None
+        self.sockets = open_listeners(self.config.listen) if sockets is None else sockets
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -80,7 +82,7 @@ class Listener:
         for sock in self.sockets:
             trio.lowlevel.notify_closing(sock)
             sock.close()
-        if self.sockets and isinstance(self.config.listen, UnixAddress):
+        if self.sockets and self._owns_path and isinstance(self.config.listen, UnixAddress):
             with contextlib.suppress(OSError):
                 Path(self.config.listen.path).unlink()
         self.sockets = []

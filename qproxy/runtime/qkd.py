@@ -48,7 +48,7 @@ STRETCH_SHARE = 0.5
 _OUT_OF_STEP = frozenset({Reason.KEY_NOT_FOUND, Reason.KEY_MISMATCH, Reason.KEY_INVALID})
 
 
-def _stock_settings(config: PeerConfig) -> StockSettings:
+def _stock_settings(config: PeerConfig, workers: int) -> StockSettings:
     """The configured bounds, or more where the tunnels of a pool use more between two draws."""
     kept = config.key_stock
     round_of_rekeys = config.tunnels * config.qkd_keys_per_epoch
@@ -56,6 +56,7 @@ def _stock_settings(config: PeerConfig) -> StockSettings:
         low_water=min(MAX_STOCK_KEYS, max(kept.low_water, 2 * round_of_rekeys)),
         high_water=min(MAX_STOCK_KEYS, max(kept.high_water, 4 * round_of_rekeys)),
         max_age_s=kept.max_age_s,
+        min_rate_keys_per_s=StockSettings().min_rate_keys_per_s / workers,
     )
 
 
@@ -83,8 +84,20 @@ class QuantumSide:
         log: Logger,
         *,
         now: float,
+        workers: int = 1,
     ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            config: the peer's configuration.
+            source: where keys come from, or None.
+            source_kind: how offers name it, or None.
+            log: where changes are told.
+            now: seconds of the runtime's monotonic clock.
+            workers: processes that share the link's keys evenly, this one among them.
+        """
         self.config = config
+        self._workers = workers
         self._source = source
         self._log = log
         self._settings = config.link_health
@@ -106,7 +119,7 @@ class QuantumSide:
         self.failures: Tally[Reason] = Tally()
         self.link_changes: Tally[tuple[LinkState, Reason]] = Tally()
         self.health = LinkHealth(self._settings, now, random=random.random)
-        self._stock_settings = _stock_settings(config)
+        self._stock_settings = _stock_settings(config, workers)
         self.stock = KeyStock(self._stock_settings, SpentIds(), now)
         self.policy = ModePolicy(
             policy=config.policy,
@@ -231,7 +244,9 @@ class QuantumSide:
             failure = await self._fetch_ahead(self._source, wanted)
             if failure is not None:
                 results.update(dict.fromkeys(wanted, failure))
-        return KeyReport(INSTANCE_ID, tuple(results.items()))
+        # What holds nothing loses nothing: to the peer, workers that come and go are one gateway.
+        instance_id = INSTANCE_ID if self._workers == 1 else bytes(INSTANCE_ID_BYTES)
+        return KeyReport(instance_id, tuple(results.items()))
 
     # The client's side of announcing.
 
@@ -271,6 +286,9 @@ class QuantumSide:
         """Why an announced key is not fetched, or None."""
         if self._source is None:
             return Reason.NO_KEY_SOURCE
+        if self._workers > 1:
+            # The tunnel whose OFFER names it may be in another worker, which could not have it.
+            return Reason.LIMIT_REACHED
         if key.size_bytes * 8 != self.config.qkd_key_size_bits or key.source != self.source_kind:
             return Reason.KEY_INVALID
         if self._redeemable.spent(key.key_id, now):
@@ -427,9 +445,12 @@ class QuantumSide:
         self.last_status = status
         size_bits = self.config.qkd_key_size_bits
         rate_bps = status.key_rate_bps
-        self._rate = rate_bps / size_bits if rate_bps is not None else None
+        stored = status.stored_key_count
+        self._rate = rate_bps / size_bits / self._workers if rate_bps is not None else None
         self.stock.link_report(
-            now, stored_key_count=status.stored_key_count, key_rate_keys_per_s=self._rate
+            now,
+            stored_key_count=None if stored is None else -(-stored // self._workers),
+            key_rate_keys_per_s=self._rate,
         )
         report = LinkReport(
             stored_key_count=status.stored_key_count,

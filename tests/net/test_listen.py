@@ -15,7 +15,7 @@ import trio
 from qproxy.address import TcpAddress, UnixAddress
 from qproxy.errors import Reason
 from qproxy.net.endpoint import ConnectionLost
-from qproxy.net.listen import accept, open_connection, open_listeners
+from qproxy.net.listen import accept, open_connection, open_listeners, reserve_port
 
 
 @pytest.fixture
@@ -248,3 +248,37 @@ async def test_accept_gives_up_on_a_broken_listener():
     with pytest.raises(OSError) as caught:
         await accept(FailingListener(None, errno.EINVAL, 1))
     assert caught.value.errno == errno.EINVAL
+
+
+async def test_a_reserved_port_is_shared_by_those_who_listen_and_takes_nothing_itself():
+    (held,) = reserve_port(TcpAddress("127.0.0.1", 0))
+    address = TcpAddress(*held.getsockname()[:2])
+    with held:
+        with pytest.raises(ConnectionLost) as refused:
+            await open_connection(address, 5)
+        assert refused.value.reason is Reason.CONNECT_REFUSED
+        (first,) = open_listeners(address, reuse_port=True)
+        (second,) = open_listeners(address, reuse_port=True)
+        with first, contextlib.ExitStack() as dialled:
+            with second:
+                counts = {first: 0, second: 0}
+                for _ in range(64):
+                    dialled.enter_context(await open_connection(address, 5))
+                for listener in counts:
+                    with contextlib.suppress(BlockingIOError):
+                        while True:
+                            dialled.enter_context(listener.accept()[0])
+                            counts[listener] += 1
+                assert sum(counts.values()) == 64
+                assert min(counts.values()) > 0
+            # One of them is gone: the other gets all.
+            for _ in range(8):
+                dialled.enter_context(await open_connection(address, 5))
+                dialled.enter_context(first.accept()[0])
+
+
+@pytest.mark.parametrize("reuse_port", [False, True])
+def test_a_port_on_which_somebody_listens_cannot_be_reserved(reuse_port):
+    (listener,) = open_listeners(TcpAddress("127.0.0.1", 0), reuse_port=reuse_port)
+    with listener, pytest.raises(OSError, match="in use"):
+        reserve_port(TcpAddress(*listener.getsockname()[:2]))

@@ -214,3 +214,47 @@ async def test_a_pool_keeps_enough_keys_for_all_its_tunnels(
         await until(lambda: quantum.stock.available == stock)
 
     await while_running(quantum, action)
+
+
+async def test_workers_share_the_keys_of_one_link(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    shares = []
+    for workers in (1, 4):
+        source = FakeSource()
+        source.stored, source.key_rate_bps = 40, 25_600.0
+        quantum = QuantumSide(
+            DIALS,
+            source,
+            "etsi-qkd-014",
+            get_logger("qproxy.test"),
+            now=trio.current_time(),
+            workers=workers,
+        )
+
+        async def action(quantum: QuantumSide = quantum) -> None:
+            await until(lambda: quantum.last_status is not None)
+            shares.append((quantum.rate_keys_per_s, quantum.stock._source_count))
+
+        quantum.stock.want = lambda _now: 0  # type: ignore[method-assign]
+        await while_running(quantum, action)
+    assert shares == [(100.0, 40), (25.0, 10)]
+
+
+async def test_a_worker_redeems_nothing_ahead_for_another_could_be_offered_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    source = FakeSource()
+    config = replace(DIALS, address=None)
+    log = get_logger("qproxy.test")
+    announced = (OfferedKey("etsi-qkd-014", 32, "key-0"),)
+    reports = [
+        await QuantumSide(
+            config, source, "etsi-qkd-014", log, now=trio.current_time(), workers=2
+        ).redeem_ahead(announced)
+        for _ in range(2)
+    ]
+    assert source.redeemed == []
+    # Not a refusal that would have the peer wipe the key, and not a sign of a restart.
+    assert dict(reports[0].results) == {"key-0": Reason.LIMIT_REACHED}
+    assert reports[0].instance_id == reports[1].instance_id

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from bench.command import Benchmark
 from bench.connections import CONNECTIONS
+from bench.fairness import FAIRNESS
 from bench.keybudget import KEYBUDGET
 from bench.latency import LATENCY
 from bench.rekey import REKEY
 from bench.switchover import SWITCHOVER
 from bench.throughput import THROUGHPUT
+from bench.wan import WAN
 
 BENCHMARKS: tuple[Benchmark, ...] = (
     THROUGHPUT,
     LATENCY,
     CONNECTIONS,
+    WAN,
+    FAIRNESS,
     SWITCHOVER,
     REKEY,
     KEYBUDGET,

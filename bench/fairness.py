@@ -49,6 +49,7 @@ class FairnessParameters:
         megabits_per_s: of the paths.
         queue_ms: of the paths; their windows keep it empty.
         small_s: how long small requests are sent, each time.
+        lead_s: how long bulk runs before small requests beside it, and 15 round trips more.
     """
 
     rounds: int = 5
@@ -56,6 +57,7 @@ class FairnessParameters:
     megabits_per_s: float = 1000.0
     queue_ms: float = 50.0
     small_s: float = 8.0
+    lead_s: float = 1.0
 
     @property
     def paths(self) -> list[PathSettings]:
@@ -102,7 +104,9 @@ def measure(parameters: FairnessParameters) -> DelayedMeasure:
         name = bench.path.name if bench.path else "loopback"
         alone = percentiles(bench.small(parameters.small_s))
         for direction in DIRECTIONS:
-            latencies, flow = bench.small_beside(direction, lead_of(bench.path), parameters.small_s)
+            latencies, flow = bench.small_beside(
+                direction, lead_of(bench.path, parameters.lead_s), parameters.small_s
+            )
             beside = percentiles(latencies)
             yield (
                 f"{name}, bulk {direction}",

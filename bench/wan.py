@@ -52,6 +52,7 @@ class WanParameters:
         queue_ms: of the paths.
         bulk_s: how long a transfer sends.
         small_s: how long small requests are sent.
+        lead_s: how long bulk runs before small requests beside it, and 15 round trips more.
     """
 
     rounds: int = 3
@@ -60,6 +61,7 @@ class WanParameters:
     queue_ms: float = 20.0
     bulk_s: float = 8.0
     small_s: float = 5.0
+    lead_s: float = 1.0
 
     @property
     def paths(self) -> list[PathSettings]:
@@ -120,7 +122,7 @@ def measure(parameters: WanParameters) -> DelayedMeasure:
             yield f"{name} {direction}", bulk_values(bench, direction, parameters.bulk_s)
         yield f"{name} small alone", percentiles(bench.small(parameters.small_s))
         for direction in DIRECTIONS:
-            lead_s = lead_of(bench.path)
+            lead_s = lead_of(bench.path, parameters.lead_s)
             latencies, _ = bench.small_beside(direction, lead_s, parameters.small_s)
             yield f"{name} small beside {direction}", percentiles(latencies)
 
@@ -144,9 +146,9 @@ def bulk_values(bench: DelayedBench, direction: str, duration_s: float) -> dict[
     return values
 
 
-def lead_of(path: PathSettings | None) -> float:
-    """How long bulk runs before small requests beside it are timed, in seconds."""
-    return 1.0 if path is None else 1.0 + 15 * path.round_trip_ms / 1000
+def lead_of(path: PathSettings | None, lead_s: float) -> float:
+    """How long bulk runs before small requests beside it, in seconds: it has to fill the path."""
+    return lead_s if path is None else lead_s + 15 * path.round_trip_ms / 1000
 
 
 def _run(options: argparse.Namespace) -> tuple[Record, str]:

@@ -61,7 +61,7 @@ def test_speed_is_that_of_the_second_half_and_full_means_nine_tenths_for_a_while
 
 
 def test_every_pair_is_measured_on_every_path_and_a_missing_one_is_named() -> None:
-    parameters = WanParameters(rounds=2, bulk_s=0.05, small_s=0.05)
+    parameters = WanParameters(rounds=2, bulk_s=0.05, small_s=0.05, lead_s=0.0)
     record = new_record(parameters)
     pairs = [FakePair("one"), FakePair("gone", missing="gone is not installed"), FakePair("two")]
     run_delayed(record, pairs, 2, [None], measure_wan(parameters))
@@ -75,7 +75,7 @@ def test_every_pair_is_measured_on_every_path_and_a_missing_one_is_named() -> No
 
 
 def test_what_bulk_adds_is_the_difference_to_small_requests_alone() -> None:
-    parameters = FairnessParameters(rounds=1, small_s=0.05)
+    parameters = FairnessParameters(rounds=1, small_s=0.05, lead_s=0.0)
     record = new_fairness_record(parameters)
     run_delayed(record, [FakePair("one")], 1, [None], measure_fairness(parameters))
     assert record.cases == ["loopback, bulk down", "loopback, bulk up"]
@@ -85,7 +85,7 @@ def test_what_bulk_adds_is_the_difference_to_small_requests_alone() -> None:
 
 
 def test_a_pair_that_fails_is_named_with_its_path_and_the_others_go_on() -> None:
-    parameters = FairnessParameters(rounds=1, small_s=0.05)
+    parameters = FairnessParameters(rounds=1, small_s=0.05, lead_s=0.0)
     record = new_fairness_record(parameters)
     pairs = [FakePair("weak", fails_in_round=0), FakePair("well")]
     run_delayed(record, pairs, 1, [None], measure_fairness(parameters))
@@ -100,7 +100,7 @@ def test_without_namespaces_long_paths_are_skipped_by_name(monkeypatch, capsys) 
     assert [row.skipped for row in record.rows] == ["unshare is not installed"]
     assert not record.samples
     assert record.finished
-    record = run_fairness([FakePair("one")], FairnessParameters(rounds=1, small_s=0.05))
+    record = run_fairness([FakePair("one")], FairnessParameters(rounds=1, small_s=0.05, lead_s=0.0))
     assert record.notes == ["delayed paths skipped: unshare is not installed"]
     assert record.cases == ["loopback, bulk down", "loopback, bulk up"]
     assert "unshare is not installed" in capsys.readouterr().err

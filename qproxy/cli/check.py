@@ -99,7 +99,8 @@ def _count(number: int, noun: str) -> str:
 
 def _source_text(source: KeySourceConfig) -> str:
     if isinstance(source, Etsi014SourceConfig):
-        return f"{source.name} (ETSI GS QKD 014, {source.url})"
+        urls = ", else ".join(endpoint.url for endpoint in source.endpoints)
+        return f"{source.name} (ETSI GS QKD 014, {urls})"
     if isinstance(source, SkipSourceConfig):
         return f"{source.name} (SKIP, {source.url})"
     return f"{source.name} (files in {source.directory})"

@@ -24,6 +24,8 @@ from qproxy.config.model import (
     GatewayConfig,
     KmeSimConfig,
     PeerConfig,
+    PemFiles,
+    Pkcs12Files,
     TlsSourceConfig,
 )
 from qproxy.crypto.kem import load_kem_provider
@@ -66,6 +68,21 @@ class Findings:
             return
         self._private_file(private_key)
         self._certificate(key, certificate, identity.certificate, name)
+
+    def client(self, key: str, files: PemFiles | Pkcs12Files) -> None:
+        """Load what we show a server, and look at its times and permissions."""
+        if isinstance(files, PemFiles):
+            self.identity(key, files.certificate, files.private_key)
+            return
+        try:
+            identity = TlsIdentity.load_pkcs12(files.bundle, files.password_file)
+        except ConfigError as error:
+            self._keep(f"{key}.pkcs12", error)
+            return
+        for path in (files.bundle, files.password_file):
+            if path is not None:
+                self._private_file(path)
+        self._certificate(key, files.bundle, identity.certificate, None)
 
     def trust(self, key: str, ca: Path, crl: Path | None = None) -> None:
         """Load authorities and revocation lists."""
@@ -178,8 +195,11 @@ def inspect_gateway(config: GatewayConfig, now: dt.datetime) -> Findings:
         _inspect_peer(f"peers.{name}", peer, findings)
     for name, source in config.key_sources.items():
         if isinstance(source, TlsSourceConfig):
-            findings.identity(f"key_sources.{name}", source.certificate, source.private_key)
-            findings.trust(f"key_sources.{name}", source.ca)
+            for endpoint in source.endpoints:
+                several = len(source.endpoints) > 1
+                key = f"key_sources.{name}" + (f".kmes.{endpoint.name}" if several else "")
+                findings.client(key, endpoint.client)
+                findings.trust(key, endpoint.ca)
     for name, listener in config.listeners.items():
         if listener.tls is not None:
             key = f"listeners.{name}.tls"

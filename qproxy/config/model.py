@@ -221,9 +221,89 @@ class PeerConfig:
     kme_timeout_s: float = 5.0
 
 
+class KeyRequestMethod(enum.StrEnum):
+    """How a KME is asked for keys."""
+
+    AUTO = "auto"
+    """GET while it will do and the KME heeds it, POST otherwise."""
+    GET = "get"
+    """GET wherever ETSI GS QKD 014 has one."""
+    POST = "post"
+    """POST always."""
+
+
+@dataclass(frozen=True, slots=True)
+class PemFiles:
+    """A client certificate in two PEM files."""
+
+    certificate: Path
+    private_key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Pkcs12Files:
+    """A client certificate in a PKCS #12 file, with the file of its password or None."""
+
+    bundle: Path
+    password_file: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceEndpoint:
+    """One server that a key source calls, everything it takes to reach it.
+
+    Attributes:
+        name: Its key in `kmes`, or the source's own name where there is only one.
+        url: `https://host[:port][/prefix]` without a trailing slash.
+        ca: PEM file of the authorities that sign its certificate.
+        client: What we show it.
+        server_name: Name its certificate must carry; None means the host of `url`.
+    """
+
+    name: str
+    url: str
+    ca: Path
+    client: PemFiles | Pkcs12Files
+    server_name: str | None
+
+    @property
+    def files(self) -> frozenset[Path]:
+        """The files that both ends are authenticated with."""
+        match self.client:
+            case PemFiles(certificate, private_key):
+                return frozenset({self.ca, certificate, private_key})
+            case Pkcs12Files(bundle, password_file):
+                return frozenset({self.ca, bundle, password_file or bundle})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Etsi014KmeConfig:
+    """One of several KMEs of a source. What is None here is as the source has it.
+
+    Attributes:
+        name: Its key in `kmes`.
+        url: `https://host[:port][/prefix]` without a trailing slash; `/api/v1/keys/` follows.
+        ca: PEM file of the authorities that sign the KME's certificate.
+        certificate: PEM file of our certificate at the KME.
+        private_key: PEM file of its key.
+        pkcs12: PKCS #12 file of both, in their place.
+        pkcs12_password_file: File of its password.
+        server_name: Name the KME's certificate must carry; None means the host of `url`.
+    """
+
+    name: str
+    url: str
+    ca: Path | None = None
+    certificate: Path | None = None
+    private_key: Path | None = None
+    pkcs12: Path | None = None
+    pkcs12_password_file: Path | None = None
+    server_name: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Etsi014SourceConfig:
-    """A KME that speaks ETSI GS QKD 014 over mutual TLS.
+    """KMEs that speak ETSI GS QKD 014 over mutual TLS: one at `url`, or several in `kmes`.
 
     Attributes:
         name: Its key in `key_sources`.
@@ -231,7 +311,17 @@ class Etsi014SourceConfig:
         ca: PEM file of the authorities that sign the KME's certificate.
         certificate: PEM file of our certificate at the KME.
         private_key: PEM file of its key.
+        pkcs12: PKCS #12 file of both, in their place.
+        pkcs12_password_file: File of its password.
         server_name: Name the KME's certificate must carry; None means the host of `url`.
+        kmes: Several KMEs in place of `url`, in order of preference.
+        kme_retry_s: How long a KME that failed is left out, where there is another; doubled with
+            each further failure.
+        max_kme_retry_s: What that grows to.
+        method: Whether keys are asked for with GET or POST.
+        additional_slave_sae_ids: Further SAEs that get the same keys, or None.
+        extension_mandatory: What the KME must do for every key request, or None.
+        extension_optional: What it may do, or None.
         connect_timeout_s: TCP connection and TLS handshake.
         request_timeout_s: One whole exchange, body included.
         qber_field: Where in `status_extension` the KME tells its QBER; members joined by dots.
@@ -241,17 +331,49 @@ class Etsi014SourceConfig:
     """
 
     name: str
-    url: str
-    ca: Path
-    certificate: Path
-    private_key: Path
+    url: str | None = None
+    ca: Path | None = None
+    certificate: Path | None = None
+    private_key: Path | None = None
+    pkcs12: Path | None = None
+    pkcs12_password_file: Path | None = None
     server_name: str | None = None
+    kmes: Mapping[str, Etsi014KmeConfig] = field(default_factory=dict)
+    kme_retry_s: float = 1.0
+    max_kme_retry_s: float = 60.0
+    method: KeyRequestMethod = KeyRequestMethod.AUTO
+    additional_slave_sae_ids: tuple[str, ...] | None = None
+    extension_mandatory: tuple[Mapping[str, object], ...] | None = None
+    extension_optional: tuple[Mapping[str, object], ...] | None = None
     connect_timeout_s: float = 1.0
     request_timeout_s: float = 2.0
     qber_field: str = "qber"
     qber_scale: float = 1.0
     key_rate_field: str = "key_rate_bps"
     key_rate_scale: float = 1.0
+
+    @property
+    def endpoints(self) -> tuple[SourceEndpoint, ...]:
+        """The KMEs in order of preference, at least one; the reader has seen to that."""
+        if self.kmes:
+            return tuple(self._endpoint(kme) for kme in self.kmes.values())
+        return (self._endpoint(None),)
+
+    def _endpoint(self, kme: Etsi014KmeConfig | None) -> SourceEndpoint:
+        """One KME with what the source gives all of them filled in."""
+        ca = (kme and kme.ca) or self.ca
+        # A KME with a client certificate of its own takes nothing of the source's.
+        client = (kme and _client_files(kme)) or _client_files(self)
+        url = kme.url if kme is not None else self.url
+        if ca is None or client is None or url is None:
+            raise ValueError("expected url, ca and a client certificate for every KME")
+        return SourceEndpoint(
+            name=kme.name if kme is not None else self.name,
+            url=url,
+            ca=ca,
+            client=client,
+            server_name=kme.server_name if kme is not None else self.server_name,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,6 +386,8 @@ class SkipSourceConfig:
         ca: PEM file of the authorities that sign the provider's certificate.
         certificate: PEM file of our certificate at the provider.
         private_key: PEM file of its key.
+        pkcs12: PKCS #12 file of both, in their place.
+        pkcs12_password_file: File of its password.
         server_name: Name the provider's certificate must carry; None means the host of `url`.
         connect_timeout_s: TCP connection and TLS handshake.
         request_timeout_s: One whole exchange, body included.
@@ -272,11 +396,29 @@ class SkipSourceConfig:
     name: str
     url: str
     ca: Path
-    certificate: Path
-    private_key: Path
+    certificate: Path | None = None
+    private_key: Path | None = None
+    pkcs12: Path | None = None
+    pkcs12_password_file: Path | None = None
     server_name: str | None = None
     connect_timeout_s: float = 1.0
     request_timeout_s: float = 2.0
+
+    @property
+    def endpoints(self) -> tuple[SourceEndpoint, ...]:
+        """The provider."""
+        client = _client_files(self)
+        if client is None:
+            raise ValueError("expected a client certificate")
+        return (
+            SourceEndpoint(
+                name=self.name,
+                url=self.url,
+                ca=self.ca,
+                client=client,
+                server_name=self.server_name,
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,6 +432,17 @@ class FileSourceConfig:
 
     name: str
     directory: Path
+
+
+def _client_files(
+    config: Etsi014SourceConfig | Etsi014KmeConfig | SkipSourceConfig,
+) -> PemFiles | Pkcs12Files | None:
+    """The client certificate that one section gives by itself, or None."""
+    if config.pkcs12 is not None:
+        return Pkcs12Files(config.pkcs12, config.pkcs12_password_file)
+    if config.certificate is not None and config.private_key is not None:
+        return PemFiles(config.certificate, config.private_key)
+    return None
 
 
 #: Sources that are reached over TLS, with files of ours.

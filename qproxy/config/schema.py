@@ -11,17 +11,20 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from qproxy.config import checks
+from qproxy.config.json_objects import JsonObjects
 from qproxy.config.model import (
     GIB,
     KIB,
     AdminConfig,
     AuditConfig,
     ControlConfig,
+    Etsi014KmeConfig,
     Etsi014SourceConfig,
     FileSourceConfig,
     Fsync,
     GatewayConfig,
     IdentityConfig,
+    KeyRequestMethod,
     KeyStockConfig,
     KmeConfig,
     KmeSimConfig,
@@ -68,6 +71,8 @@ from qproxy.quantum.health_settings import MAX_RATIO_WINDOW, HealthSettings
 
 #: Most peers, key sources, listeners and services, each.
 MAX_ENTRIES: Final = 1000
+#: Most KMEs of one key source.
+MAX_KMES: Final = 8
 #: Most worker processes of one gateway.
 MAX_WORKERS: Final = 128
 #: Longest time that may be configured: a week.
@@ -96,6 +101,8 @@ _HOST = Text(
 _SAE_ID = Text("an SAE ID of 1 to 128 printable ASCII characters without blanks", r"[!-~]{1,128}")
 _CERTIFICATE = ReadableFile("a PEM file with a certificate")
 _PRIVATE_KEY = ReadableFile("a PEM file with a private key", secret=True)
+_PKCS12 = ReadableFile("a PKCS #12 file with certificate and private key", secret=True)
+_PASSWORD_FILE = ReadableFile("a file whose only line is a password", secret=True)
 _CA = ReadableFile("a PEM file with certificates of authorities")
 _LISTEN = Endpoint(listen=True)
 _CONNECT = Endpoint(listen=False)
@@ -237,14 +244,38 @@ _PEER = Section(
     hints={"psk": "put the key into a file and give its path as psk_file"},
 )
 
+_PASSWORD_HINTS = dict.fromkeys(
+    ("password", "pkcs12_password", "private_key_password"),
+    "put the password into a file and give its path as pkcs12_password_file",
+)
+
+_KME_ENDPOINT: dict[str, Kind] = {
+    "url": HttpsUrl(),
+    "ca": _CA,
+    "certificate": _CERTIFICATE,
+    "private_key": _PRIVATE_KEY,
+    "pkcs12": _PKCS12,
+    "pkcs12_password_file": _PASSWORD_FILE,
+    "server_name": _NODE_NAME,
+}
+
 _ETSI_014 = Section(
     Etsi014SourceConfig,
     {
-        "url": HttpsUrl(),
-        "ca": _CA,
-        "certificate": _CERTIFICATE,
-        "private_key": _PRIVATE_KEY,
-        "server_name": _NODE_NAME,
+        **_KME_ENDPOINT,
+        "kmes": Named(
+            _NAME,
+            Section(Etsi014KmeConfig, _KME_ENDPOINT, hints=_PASSWORD_HINTS),
+            "<kme>",
+            1,
+            MAX_KMES,
+        ),
+        "kme_retry_s": _seconds(0.1, 3600),
+        "max_kme_retry_s": _seconds(0.1, 3600),
+        "method": Word(KeyRequestMethod),
+        "additional_slave_sae_ids": ListOf(_SAE_ID, "a list of SAE IDs, each once", 64),
+        "extension_mandatory": JsonObjects(),
+        "extension_optional": JsonObjects(),
         "connect_timeout_s": _seconds(0.05, 60),
         "request_timeout_s": _seconds(0.05, 120),
         "qber_field": _EXTENSION_FIELD,
@@ -252,19 +283,19 @@ _ETSI_014 = Section(
         "key_rate_field": _EXTENSION_FIELD,
         "key_rate_scale": Number(1e-9, 1e12, ""),
     },
+    check=checks.check_etsi_014,
+    hints=_PASSWORD_HINTS,
 )
 
 _SKIP = Section(
     SkipSourceConfig,
     {
-        "url": HttpsUrl(),
-        "ca": _CA,
-        "certificate": _CERTIFICATE,
-        "private_key": _PRIVATE_KEY,
-        "server_name": _NODE_NAME,
+        **_KME_ENDPOINT,
         "connect_timeout_s": _seconds(0.05, 60),
         "request_timeout_s": _seconds(0.05, 120),
     },
+    check=checks.check_skip,
+    hints=_PASSWORD_HINTS,
 )
 
 _FILE_SOURCE = Section(FileSourceConfig, {"directory": Directory("a directory of keys")})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -15,23 +16,35 @@ from qproxy.config.model import (
     KeySourceConfig,
     ListenerTlsConfig,
     PeerConfig,
+    PemFiles,
+    Pkcs12Files,
     ServiceTlsConfig,
     SkipSourceConfig,
+    SourceEndpoint,
     TlsSourceConfig,
 )
 from qproxy.config.scalars import load_psk
 from qproxy.crypto import labels
 from qproxy.errors import ConfigError
+from qproxy.log import get_logger
 from qproxy.modes import ClientAuth
 from qproxy.net.http_client import HttpClient
 from qproxy.sources.base import KeySource
-from qproxy.sources.etsi014 import Etsi014Source, LinkFigures
+from qproxy.sources.etsi014 import Etsi014Source, KeyCalls, LinkFigures
+from qproxy.sources.failover import FailoverSource
 from qproxy.sources.file import FileSource
 from qproxy.sources.skip import SkipSource
 from qproxy.tls.context import client_context, server_context
 from qproxy.tls.identity import TlsIdentity, TrustStore
 from qproxy.tls.names import certificate_hash
 from qproxy.tunnel.settings import TunnelSettings
+
+#: TLS contexts of one key source, by the name of the KME each is for.
+SourceContexts = Mapping[str, SSL.Context]
+
+#: How long a connection to a KME is kept for the next call, in seconds. Shorter than the 5 s after
+#: which common servers close theirs: a key call that meets such a close is lost.
+KME_IDLE_TIMEOUT_S = 4.0
 
 #: How key sources are named in offers, the same words on both sides.
 SOURCE_KIND_ETSI_014 = "etsi-qkd-014"
@@ -80,16 +93,39 @@ def build_service_context(config: ServiceTlsConfig) -> SSL.Context:
     return client_context(trust=TrustStore.load(config.ca), identity=identity)
 
 
-def build_source_context(config: TlsSourceConfig) -> SSL.Context:
-    """For TLS to a KME or key provider. Raises ConfigError."""
-    return client_context(
-        trust=TrustStore.load(config.ca),
-        identity=TlsIdentity.load(config.certificate, config.private_key),
+def load_client_identity(endpoint: SourceEndpoint) -> TlsIdentity:
+    """What we show a KME or key provider. Raises ConfigError."""
+    match endpoint.client:
+        case PemFiles(certificate, private_key):
+            return TlsIdentity.load(certificate, private_key)
+        case Pkcs12Files(bundle, password_file):
+            return TlsIdentity.load_pkcs12(bundle, password_file)
+
+
+def build_source_contexts(config: TlsSourceConfig) -> SourceContexts:
+    """For TLS to each KME or key provider of a source. Raises ConfigError."""
+    return {
+        endpoint.name: client_context(
+            trust=TrustStore.load(endpoint.ca), identity=load_client_identity(endpoint)
+        )
+        for endpoint in config.endpoints
+    }
+
+
+def _http_client(
+    config: TlsSourceConfig, endpoint: SourceEndpoint, contexts: SourceContexts
+) -> HttpClient:
+    return HttpClient(
+        tls=contexts[endpoint.name],
+        server_name=endpoint.server_name,
+        connect_timeout_s=config.connect_timeout_s,
+        request_timeout_s=config.request_timeout_s,
+        idle_timeout_s=KME_IDLE_TIMEOUT_S,
     )
 
 
 def build_source(
-    config: KeySourceConfig, peer: PeerConfig, tls: SSL.Context | None = None
+    config: KeySourceConfig, peer: PeerConfig, tls: SourceContexts | None = None
 ) -> tuple[KeySource, str]:
     """A key source for one peer, and the kind it has in offers. Raises ConfigError.
 
@@ -99,36 +135,50 @@ def build_source(
         tls: what a KME is reached with; None loads the files that the configuration names.
     """
     if isinstance(config, SkipSourceConfig):
-        http = HttpClient(
-            tls=tls or build_source_context(config),
-            server_name=config.server_name,
-            connect_timeout_s=config.connect_timeout_s,
-            request_timeout_s=config.request_timeout_s,
-        )
+        contexts = tls or build_source_contexts(config)
+        (endpoint,) = config.endpoints
+        http = _http_client(config, endpoint, contexts)
         skip = SkipSource(config.name, http, config.url, peer.local_sae_id, peer.peer_sae_id)
         return skip, SOURCE_KIND_SKIP
     if isinstance(config, Etsi014SourceConfig):
-        http = HttpClient(
-            tls=tls or build_source_context(config),
-            server_name=config.server_name,
-            connect_timeout_s=config.connect_timeout_s,
-            request_timeout_s=config.request_timeout_s,
-        )
-        source = Etsi014Source(
+        contexts = tls or build_source_contexts(config)
+        kmes = [_build_kme(config, endpoint, peer, contexts) for endpoint in config.endpoints]
+        if len(kmes) == 1:
+            return kmes[0], SOURCE_KIND_ETSI_014
+        failover = FailoverSource(
             config.name,
-            http,
-            config.url,
-            peer.local_sae_id,
-            peer.peer_sae_id,
-            LinkFigures(
-                config.qber_field,
-                config.qber_scale,
-                config.key_rate_field,
-                config.key_rate_scale,
-            ),
+            [(kme.kme, kme) for kme in kmes],
+            get_logger("qproxy.sources.failover", peer=peer.name),
+            retry_s=config.kme_retry_s,
+            max_retry_s=config.max_kme_retry_s,
         )
-        return source, SOURCE_KIND_ETSI_014
+        return failover, SOURCE_KIND_ETSI_014
     return FileSource(config.name, config.directory), SOURCE_KIND_FILE
+
+
+def _build_kme(
+    config: Etsi014SourceConfig,
+    endpoint: SourceEndpoint,
+    peer: PeerConfig,
+    contexts: SourceContexts,
+) -> Etsi014Source:
+    return Etsi014Source(
+        config.name,
+        _http_client(config, endpoint, contexts),
+        endpoint.url,
+        peer.local_sae_id,
+        peer.peer_sae_id,
+        LinkFigures(
+            config.qber_field, config.qber_scale, config.key_rate_field, config.key_rate_scale
+        ),
+        KeyCalls(
+            config.method,
+            config.additional_slave_sae_ids or (),
+            config.extension_mandatory or (),
+            config.extension_optional or (),
+        ),
+        kme=endpoint.name,
+    )
 
 
 def source_kind(config: GatewayConfig, peer: PeerConfig) -> str | None:

@@ -23,10 +23,11 @@ from qproxy.config.reader import load_gateway_config
 from qproxy.errors import ConfigError, QproxyError
 from qproxy.log import Logger
 from qproxy.runtime.build import (
+    SourceContexts,
     TunnelContexts,
     build_listener_context,
     build_service_context,
-    build_source_context,
+    build_source_contexts,
     build_tunnel_contexts,
 )
 from qproxy.tls.identity import TlsIdentity, TrustStore
@@ -48,13 +49,13 @@ class TlsMaterial:
         tunnels: for tunnels.
         listeners: for listeners with TLS.
         services: for services with TLS.
-        sources: for key sources with TLS.
+        sources: for key sources with TLS, one for each KME.
     """
 
     tunnels: TunnelContexts
     listeners: Mapping[str, SSL.Context]
     services: Mapping[str, SSL.Context]
-    sources: Mapping[str, SSL.Context]
+    sources: Mapping[str, SourceContexts]
 
 
 class Reloadable(Protocol):
@@ -93,7 +94,7 @@ def load_tls(config: GatewayConfig, now: dt.datetime) -> TlsMaterial:
             if service.tls is not None
         },
         {
-            name: build_source_context(source)
+            name: build_source_contexts(source)
             for name, source in config.key_sources.items()
             if isinstance(source, TlsSourceConfig)
         },
@@ -109,7 +110,7 @@ def tunnel_files(config: GatewayConfig) -> frozenset[Path]:
 def source_files(config: GatewayConfig) -> Mapping[str, frozenset[Path]]:
     """The files that each key source authenticates with."""
     return {
-        name: frozenset({source.certificate, source.private_key, source.ca})
+        name: frozenset().union(*(endpoint.files for endpoint in source.endpoints))
         for name, source in config.key_sources.items()
         if isinstance(source, TlsSourceConfig)
     }
@@ -154,6 +155,7 @@ class Reloader:
         self._asked = trio.Event()
         self._in_use = dict(gateway.loaded_files)
         self._tried = self._seen = self._in_use
+        self._prepared: tuple[dict[Path, Stamp], TlsMaterial] | None = None
 
     def ask(self) -> None:
         """The operator wants everything loaded again."""
@@ -169,6 +171,25 @@ class Reloader:
                 await self._reload_all()
             else:
                 await self._look()
+
+    # For a gateway that is one of several workers: all of them replace what they use, or none.
+
+    async def prepare(self) -> None:
+        """Load and check everything, and change nothing yet. Raises ConfigError."""
+        now = stamps(self._config)
+        material = await trio.to_thread.run_sync(
+            partial(load_tls, self._config, self._utc_now()), abandon_on_cancel=True
+        )
+        self._prepared = now, material
+
+    async def commit(self) -> None:
+        """Take into use what was prepared last."""
+        if self._prepared is None:
+            return
+        (now, material), self._prepared = self._prepared, None
+        sources = frozenset(source_files(self._config))
+        await self._gateway.use_tls(material, tunnels=True, sources=sources)
+        self._in_use = self._tried = self._seen = now
 
     # Inside.
 
@@ -187,7 +208,7 @@ class Reloader:
             )
 
     async def _reload_all(self) -> None:
-        await self._look_at_configuration()
+        await compare_with_file(self._config, self._log)
         now = self._seen = stamps(self._config)
         sources = frozenset(source_files(self._config))
         await self._reload(now, cause="signal", tunnels=True, sources=sources, files=None)
@@ -222,19 +243,19 @@ class Reloader:
             self._in_use = now
             self._log.info("reloaded", cause=cause, files=files, tunnels_prove_again=tunnels)
 
-    async def _look_at_configuration(self) -> None:
-        """Only files that the configuration names are loaded again: say so where that matters."""
-        try:
-            wanted = await trio.to_thread.run_sync(
-                load_gateway_config, self._config.path, abandon_on_cancel=True
-            )
-        except ConfigError as error:
-            self._log.warning("configuration_not_read", detail=str(error), hint=error.hint)
-            return
-        if wanted != self._config:
-            self._log.warning(
-                "configuration_changed", file=str(self._config.path), hint="restart to apply it"
-            )
+
+
+async def compare_with_file(config: GatewayConfig, log: Logger) -> None:
+    """Only files that the configuration names are loaded again: say so where that matters."""
+    try:
+        wanted = await trio.to_thread.run_sync(
+            load_gateway_config, config.path, abandon_on_cancel=True
+        )
+    except ConfigError as error:
+        log.warning("configuration_not_read", detail=str(error), hint=error.hint)
+        return
+    if wanted != config:
+        log.warning("configuration_changed", file=str(config.path), hint="restart to apply it")
 
 
 def _check_identity(config: GatewayConfig, now: dt.datetime) -> None:

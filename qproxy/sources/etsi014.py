@@ -3,48 +3,62 @@
 The transport (mutual TLS, timeouts, size limits) is the HTTP client's. Here is what is asked,
 and what an answer must be before any of it is believed:
 
-- exactly as many keys as asked, of exactly the size asked, with distinct IDs, distinct values
-  and none all zero; for ``dec_keys`` exactly the IDs asked, put into the order asked;
+- at most as many keys as asked, of exactly the size asked, with distinct IDs, distinct values,
+  none all zero and none that came lately; for ``dec_keys`` exactly the IDs asked, put into the
+  order asked;
 - anything else is refused as a whole, and what had been read is wiped.
 
 Servers differ from the standard in ways this client survives: GET that ignores ``number`` and
-``size`` or is not there at all (it goes over to POST), 404, 409, 412 and 504 in place of 400
-and 503, HTML in place of JSON, and exhaustion, for which the standard has no code.
+``size`` or is not there at all (it goes over to POST), fewer keys than asked (it asks again for the
+rest), key IDs in other capitals, and answers that :mod:`qproxy.sources.etsi014_errors` sorts out.
 
 Nothing a server wrote is quoted in an error: see :mod:`qproxy.sources.etsi014_wire`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import enum
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import quote, urlencode
 
+import trio
+
+from qproxy.config.model import KeyRequestMethod
 from qproxy.errors import ConfigError, KeySourceError, Reason
 from qproxy.keys import MAX_KEY_ID_BYTES, MAX_QKD_KEY_BYTES, QkdKey, wipe_keys
-from qproxy.net.http_client import HttpClientError, HttpErrorKind, HttpResponse
+from qproxy.net.http_client import HttpClientError, HttpResponse
 from qproxy.sources.base import MAX_KEYS_PER_CALL, SourceStatus
+from qproxy.sources.etsi014_errors import (
+    TRANSPORT_REASONS,
+    Call,
+    lacks_method,
+    read_error,
+    refusal,
+)
 from qproxy.sources.etsi014_wire import (
     MAX_SAE_ID_BYTES,
-    ErrorBody,
-    ErrorMessage,
     KeyContainer,
     KeyRequest,
     Status,
     WireKey,
-    decode_error,
     decode_key_container,
     decode_status,
     key_ids_document,
     key_request_document,
 )
+from qproxy.sources.recent import RecentKeys, folded_key_id
 
 #: Source: ETSI GS QKD 014 v1.1.1, clause 5.
 _API_PREFIX = "/api/v1/keys/"
+
+#: How much longer than the slowest request so far the next may take, to be begun before a deadline.
+DEADLINE_MARGIN = 2.0
+
+#: Failures that throw doubt on the keys that the same KME gave in the same call.
+_DISCREDITING = frozenset({Reason.KEY_INVALID, Reason.KME_INVALID_RESPONSE})
+#: Failures after which nothing else needs to be tried.
+_NOT_THERE = frozenset({Reason.KME_UNREACHABLE, Reason.KME_TLS, Reason.KME_TIMEOUT})
 
 
 class Http(Protocol):
@@ -59,14 +73,6 @@ class Http(Protocol):
     async def aclose(self) -> None:
         """Close every connection."""
         ...
-
-
-class _Call(enum.Enum):
-    """The three methods of the interface (clause 5)."""
-
-    STATUS = "status"
-    ENC_KEYS = "enc_keys"
-    DEC_KEYS = "dec_keys"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,31 @@ class LinkFigures:
     key_rate_scale: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class KeyCalls:
+    """How keys are asked for.
+
+    Attributes:
+        method: GET or POST. GET carries nothing but ``number`` and ``size``, so what follows makes
+            ``enc_keys`` a POST.
+        additional_slave_sae_ids: further SAEs that get the same keys.
+        extension_mandatory: what the KME must do, or refuse the request.
+        extension_optional: what it may do.
+    """
+
+    method: KeyRequestMethod = KeyRequestMethod.AUTO
+    additional_slave_sae_ids: tuple[str, ...] = ()
+    extension_mandatory: tuple[Mapping[str, object], ...] = ()
+    extension_optional: tuple[Mapping[str, object], ...] = ()
+
+    @property
+    def needs_post(self) -> bool:
+        """Whether there is more to say than ``number`` and ``size``."""
+        return any(
+            (self.additional_slave_sae_ids, self.extension_mandatory, self.extension_optional)
+        )
+
+
 class Etsi014Source:
     """A :class:`~qproxy.sources.base.KeySource` over one KME, for one pair of SAEs.
 
@@ -96,6 +127,8 @@ class Etsi014Source:
         local_sae_id: who we are. The KME knows it from our certificate; it is in no request.
         peer_sae_id: the SAE at the other site: slave when we are master, and the reverse.
         figures: where this KME tells QBER and key rate.
+        calls: how keys are asked for.
+        kme: the KME's configured name, for status and log.
 
     Raises:
         ConfigError: an SAE ID cannot stand in a URL.
@@ -109,40 +142,58 @@ class Etsi014Source:
         local_sae_id: str,
         peer_sae_id: str,
         figures: LinkFigures = LinkFigures(),
+        calls: KeyCalls = KeyCalls(),
+        kme: str = "",
     ) -> None:
-        _check_sae_id(local_sae_id)
-        _check_sae_id(peer_sae_id)
+        for sae_id in (local_sae_id, peer_sae_id, *calls.additional_slave_sae_ids):
+            _check_sae_id(sae_id)
         self.name = name
+        self.kme = kme or name
         self.local_sae_id = local_sae_id
         self.peer_sae_id = peer_sae_id
         self._http = http
         self._base_url = f"{base_url.rstrip('/')}{_API_PREFIX}{quote(peer_sae_id, safe='')}"
         self._figures = figures
-        self._use_get = True
+        self._calls = calls
+        self._get_keys_with_get = calls.method is not KeyRequestMethod.POST and not calls.needs_post
+        self._get_by_id_with_get = calls.method is not KeyRequestMethod.POST
+        self._may_switch = calls.method is KeyRequestMethod.AUTO
+        self._said: Status | None = None
+        self._was_asked = False
         self._simulated = False
+        self._recent = RecentKeys()
 
     async def status(self) -> SourceStatus:
         """``GET {slave_SAE_ID}/status``. Source: clause 5.1."""
-        response = await self._exchange(_Call.STATUS, "GET", self._url(_Call.STATUS))
-        status = decode_status(response.body)
+        self._was_asked = True
+        response = await self._exchange(Call.STATUS, "GET", self._url(Call.STATUS))
+        status = self._said = decode_status(response.body)
         self._simulated = status.extension.get("simulated") is True
-        return _source_status(status, self._figures, simulated=self._simulated)
+        return _source_status(status, self._figures, simulated=self._simulated, kme=self.kme)
 
     async def get_keys(self, number: int, size_bits: int) -> list[QkdKey]:
         """``{slave_SAE_ID}/enc_keys``. Source: clause 5.2.
 
-        GET, as the standard allows where there is nothing but ``number`` and ``size``, until a
-        server shows that it does not heed them; POST from then on. A server that gave fewer
-        keys than asked over GET is asked for the rest at once.
+        In as many requests as the KME's ``max_key_per_request`` makes necessary. GET, as the
+        standard allows where there is nothing but ``number`` and ``size``, until a server shows
+        that it does not heed them; POST from then on.
         """
         _check_request(number, size_bits)
+        most = await self._most_per_request(number, size_bits)
+        deadline, slowest = trio.current_effective_deadline(), 0.0
         keys: list[QkdKey] = []
         try:
-            if self._use_get:
-                keys += await self._get_keys_by_get(number, size_bits)
-            if len(keys) < number:
-                keys += await self._get_keys_by_post(number - len(keys), size_bits)
-            _check_distinct(keys)
+            while len(keys) < number:
+                began = trio.current_time()
+                if keys and began + DEADLINE_MARGIN * slowest > deadline:
+                    break
+                keys += await self._get_some(min(most, number - len(keys)), size_bits)
+                _check_distinct(keys)
+                slowest = max(slowest, trio.current_time() - began)
+        except KeySourceError as error:
+            if not keys or error.reason in _DISCREDITING:
+                wipe_keys(keys)
+                raise
         except BaseException:  # cancellation too: nobody else has these keys
             wipe_keys(keys)
             raise
@@ -152,12 +203,14 @@ class Etsi014Source:
         """``{master_SAE_ID}/dec_keys``. Source: clause 5.3. GET for one ID, POST for several."""
         _check_request(len(key_ids), size_bits)
         _check_key_ids(key_ids)
-        container = decode_key_container((await self._fetch_by_id(key_ids)).body)
+        most = await self._most_per_request(len(key_ids), size_bits)
+        keys: list[QkdKey] = []
         try:
-            keys = self._accept(_in_order(container, key_ids), size_bits, container)
+            for first in range(0, len(key_ids), most):
+                keys += await self._get_named(key_ids[first : first + most], size_bits)
             _check_distinct(keys)
-        except KeySourceError:
-            container.wipe()
+        except BaseException:
+            wipe_keys(keys)
             raise
         return keys
 
@@ -165,52 +218,119 @@ class Etsi014Source:
         """Close the connections to the KME."""
         await self._http.aclose()
 
+    # What the KME says that it can do.
+
+    async def _most_per_request(self, number: int, size_bits: int) -> int:
+        """How many keys to ask for at once.
+
+        Raises:
+            KeySourceError: the KME says that it has no such keys for us.
+        """
+        if number > 1 and not self._was_asked:
+            try:
+                await self.status()
+            except KeySourceError as error:
+                # A KME whose status is broken may still give keys. One that is not there may not.
+                if error.reason in _NOT_THERE:
+                    raise
+        said = self._said
+        if said is None:
+            return number
+        if not said.min_key_size_bits <= size_bits <= said.max_key_size_bits:
+            raise _impossible(
+                f"the KME gives keys of {said.min_key_size_bits} to {said.max_key_size_bits} bits,"
+                f" expected {size_bits}"
+            )
+        return min(number, said.max_key_per_request)
+
+    def _check_additional(self) -> None:
+        wanted, said = len(self._calls.additional_slave_sae_ids), self._said
+        if said is not None and wanted > said.max_sae_id_count:
+            raise _impossible(
+                f"the KME takes {said.max_sae_id_count} additional slave SAE IDs, expected {wanted}"
+            )
+
+    # The master's side.
+
+    async def _get_some(self, number: int, size_bits: int) -> list[QkdKey]:
+        """One request: at least one key and at most ``number``."""
+        self._check_additional()
+        if self._get_keys_with_get:
+            keys = await self._get_keys_by_get(number, size_bits)
+            if keys:
+                return keys
+        request = KeyRequest(
+            number,
+            size_bits,
+            self._calls.additional_slave_sae_ids,
+            self._calls.extension_mandatory,
+            self._calls.extension_optional,
+        )
+        response = await self._exchange(
+            Call.ENC_KEYS, "POST", self._url(Call.ENC_KEYS), json=key_request_document(request)
+        )
+        return self._accept_new(number, size_bits, decode_key_container(response.body))
+
     async def _get_keys_by_get(self, number: int, size_bits: int) -> list[QkdKey]:
         """At most ``number`` keys of the right size; none where this server has no such GET."""
         query = urlencode({"number": number, "size": size_bits})
-        url = f"{self._url(_Call.ENC_KEYS)}?{query}"
-        response = await self._exchange(_Call.ENC_KEYS, "GET", url, may_lack_method=True)
+        url = f"{self._url(Call.ENC_KEYS)}?{query}"
+        response = await self._exchange(Call.ENC_KEYS, "GET", url, may_lack_method=self._may_switch)
         if response.status != 200:
-            self._use_get = False
+            self._get_keys_with_get = self._get_by_id_with_get = False
             return []
         container = decode_key_container(response.body)
-        if any(len(key.key) * 8 != size_bits for key in container.keys):
+        others = any(len(key.key) * 8 != size_bits for key in container.keys)
+        if self._may_switch and others:
             # It ignored ``size``. These keys are lost; the next ones are asked for by POST.
             container.wipe()
-            self._use_get = False
+            self._get_keys_with_get = False
             return []
-        if len(container.keys) < number:
-            self._use_get = False
-        return self._accept_up_to(number, size_bits, container)
+        if self._may_switch and len(container.keys) < number:
+            self._get_keys_with_get = False
+        return self._accept_new(number, size_bits, container)
 
-    async def _get_keys_by_post(self, number: int, size_bits: int) -> list[QkdKey]:
-        document = key_request_document(KeyRequest(number, size_bits))
-        response = await self._exchange(
-            _Call.ENC_KEYS, "POST", self._url(_Call.ENC_KEYS), json=document
-        )
-        container = decode_key_container(response.body)
-        if len(container.keys) < number:
-            container.wipe()
-            raise _invalid(f"enc_keys gave {len(container.keys)} keys, expected {number}")
-        return self._accept_up_to(number, size_bits, container)
-
-    async def _fetch_by_id(self, key_ids: Sequence[str]) -> HttpResponse:
-        url = self._url(_Call.DEC_KEYS)
-        if len(key_ids) == 1 and self._use_get:
-            query = urlencode({"key_ID": key_ids[0]}, quote_via=quote)
-            response = await self._exchange(
-                _Call.DEC_KEYS, "GET", f"{url}?{query}", may_lack_method=True
-            )
-            if response.status == 200:
-                return response
-            self._use_get = False
-        return await self._exchange(_Call.DEC_KEYS, "POST", url, json=key_ids_document(key_ids))
-
-    def _accept_up_to(self, number: int, size_bits: int, container: KeyContainer) -> list[QkdKey]:
+    def _accept_new(self, number: int, size_bits: int, container: KeyContainer) -> list[QkdKey]:
+        """Keys that must never have been seen before."""
         if len(container.keys) > number:
             container.wipe()
             raise _invalid(f"enc_keys gave {len(container.keys)} keys, expected {number}")
-        return self._accept(container.keys, size_bits, container)
+        if not container.keys:
+            raise KeySourceError(Reason.KEYS_EXHAUSTED, "enc_keys: the KME gave no key")
+        keys = self._accept(container.keys, size_bits, container)
+        if any(self._recent.knows_id(key.key_id) for key in keys):
+            wipe_keys(keys)
+            raise _invalid("enc_keys gave a key_ID that it had given before")
+        return self._remember(keys)
+
+    # The slave's side.
+
+    async def _get_named(self, key_ids: Sequence[str], size_bits: int) -> list[QkdKey]:
+        """One request: exactly these keys, in this order."""
+        container = decode_key_container((await self._fetch_by_id(key_ids)).body)
+        try:
+            keys = self._accept(_in_order(container, key_ids), size_bits, container)
+        except KeySourceError:
+            container.wipe()
+            raise
+        # The ID as it was asked for: a server may have changed a UUID's capitals.
+        for key, key_id in zip(keys, key_ids, strict=True):
+            key.key_id = key_id
+        return self._remember(keys)
+
+    async def _fetch_by_id(self, key_ids: Sequence[str]) -> HttpResponse:
+        url = self._url(Call.DEC_KEYS)
+        if len(key_ids) == 1 and self._get_by_id_with_get:
+            query = urlencode({"key_ID": key_ids[0]}, quote_via=quote)
+            response = await self._exchange(
+                Call.DEC_KEYS, "GET", f"{url}?{query}", may_lack_method=self._may_switch
+            )
+            if response.status == 200:
+                return response
+            self._get_by_id_with_get = False
+        return await self._exchange(Call.DEC_KEYS, "POST", url, json=key_ids_document(key_ids))
+
+    # Both.
 
     def _accept(
         self, keys: Sequence[WireKey], size_bits: int, container: KeyContainer
@@ -231,12 +351,19 @@ class Etsi014Source:
         simulated = self._simulated or container.extension.get("simulated") is True
         return [QkdKey(key.key_id, key.key, self.name, simulated) for key in keys]
 
-    def _url(self, call: _Call) -> str:
+    def _remember(self, keys: list[QkdKey]) -> list[QkdKey]:
+        """Hand these on, unless one of them came before under another ID."""
+        if all(self._recent.add(key.key_id, key.key) for key in keys):
+            return keys
+        wipe_keys(keys)
+        raise KeySourceError(Reason.KEY_INVALID, "the KME gave one key under two IDs")
+
+    def _url(self, call: Call) -> str:
         return f"{self._base_url}/{call.value}"
 
     async def _exchange(
         self,
-        call: _Call,
+        call: Call,
         method: str,
         url: str,
         *,
@@ -258,18 +385,15 @@ class Etsi014Source:
         """
         response, failure = None, None
         try:
+            # A key call takes keys from the store, whatever its method.
             response = await self._http.request(
-                method,
-                url,
-                json=json,
-                # A key call takes keys from the store, whatever its method.
-                repeatable=call is _Call.STATUS,
+                method, url, json=json, repeatable=call is Call.STATUS
             )
         except HttpClientError as error:
             failure = error.kind
         # Raised out here, so that no library's exception (which may hold what came) is chained.
         if failure is not None:
-            reason, retryable = _TRANSPORT[failure]
+            reason, retryable = TRANSPORT_REASONS[failure]
             raise KeySourceError(
                 reason, f"{call.value}: no answer from the KME ({failure})", retryable=retryable
             )
@@ -277,85 +401,18 @@ class Etsi014Source:
             raise _invalid("no response")
         if response.status == 200:
             return response
-        said = _read_error(response)
-        if may_lack_method and _lacks_method(response.status, said):
+        said = read_error(response.body)
+        if may_lack_method and lacks_method(response.status, said):
             return response
-        raise _refusal(call, response.status, said)
-
-
-# --- what failures mean -------------------------------------------------------------------
-
-_TRANSPORT: dict[HttpErrorKind, tuple[Reason, bool]] = {
-    HttpErrorKind.CONNECT: (Reason.KME_UNREACHABLE, True),
-    HttpErrorKind.TLS: (Reason.KME_TLS, False),
-    HttpErrorKind.TIMEOUT: (Reason.KME_TIMEOUT, True),
-    HttpErrorKind.LOST: (Reason.KME_UNREACHABLE, True),
-    HttpErrorKind.PROTOCOL: (Reason.KME_INVALID_RESPONSE, True),
-    HttpErrorKind.TOO_LARGE: (Reason.KME_INVALID_RESPONSE, True),
-}
-
-#: The standard has no code for "no keys left", so servers say it in words of their own, and
-#: with any of 400, 404, 409, 412, 500 and 503.
-_EXHAUSTED = re.compile(
-    r"insufficient|not enough|exhausted|depleted|no (?:more |available )?keys?\b(?!.*not found)",
-    re.IGNORECASE,
-)
-
-#: Codes that are one key's or one request's fault and stand where 400 should.
-_CLIENT_FAULTS = frozenset({400, 404, 409, 410, 412, 422})
-
-
-def _read_error(response: HttpResponse) -> ErrorBody | None:
-    """The error in the standard's form, or None where the body is something else."""
-    with contextlib.suppress(KeySourceError):
-        return decode_error(response.body)
-    return None
-
-
-def _lacks_method(status: int, error: ErrorBody | None) -> bool:
-    return status in {405, 501} or (status == 404 and error is None)
-
-
-def _refusal(call: _Call, status: int, error: ErrorBody | None) -> KeySourceError:
-    """What a status code other than 200 means for this call."""
-    prescribed = None if error is None else ErrorMessage.meant_by(error.message)
-    reason, retryable = _classify(call, status, error, prescribed)
-    # The prescribed texts are constants of ours; a server's own text stays out of the message.
-    said = f": {prescribed}" if prescribed is not None else ""
-    return KeySourceError(
-        reason, f"{call.value}: the KME answered {status}{said}", status=status, retryable=retryable
-    )
-
-
-def _classify(
-    call: _Call, status: int, error: ErrorBody | None, prescribed: ErrorMessage | None
-) -> tuple[Reason, bool]:
-    if status in {401, 403}:
-        return Reason.KME_UNAUTHORIZED, False
-    if prescribed is ErrorMessage.KEYS_NOT_FOUND:
-        return Reason.KEY_NOT_FOUND, False
-    if prescribed is not None:
-        return Reason.KME_BAD_REQUEST, False
-    says_exhausted = error is not None and _EXHAUSTED.search(error.message) is not None
-    if call is _Call.ENC_KEYS and says_exhausted:
-        return Reason.KEYS_EXHAUSTED, True
-    if status in _CLIENT_FAULTS:
-        if call is _Call.DEC_KEYS and status != 400:
-            return Reason.KEY_NOT_FOUND, False
-        if call is _Call.ENC_KEYS and status in {409, 412}:
-            return Reason.KEYS_EXHAUSTED, True
-        return Reason.KME_BAD_REQUEST, False
-    if status in {408, 425, 429} or 500 <= status <= 599:
-        return Reason.KME_UNAVAILABLE, True
-    if 400 <= status <= 499:
-        return Reason.KME_BAD_REQUEST, False
-    return Reason.KME_INVALID_RESPONSE, True  # 1xx, 3xx and the other 2xx
+        raise refusal(call, response.status, said)
 
 
 # --- checks -------------------------------------------------------------------------------
 
 
-def _source_status(status: Status, figures: LinkFigures, *, simulated: bool) -> SourceStatus:
+def _source_status(
+    status: Status, figures: LinkFigures, *, simulated: bool, kme: str = ""
+) -> SourceStatus:
     qber = _figure(status.extension, figures.qber, figures.qber_scale, high=1.0)
     rate = _figure(status.extension, figures.key_rate, figures.key_rate_scale, high=1e15)
     return SourceStatus(
@@ -370,6 +427,7 @@ def _source_status(status: Status, figures: LinkFigures, *, simulated: bool) -> 
         simulated=simulated,
         qber=qber,
         key_rate_bps=rate,
+        kme=kme,
     )
 
 
@@ -399,17 +457,15 @@ def _check_sae_id(sae_id: str) -> None:
 def _check_request(number: int, size_bits: int) -> None:
     size_ok = size_bits % 8 == 0 and 8 <= size_bits <= MAX_QKD_KEY_BYTES * 8
     if not size_ok or not 1 <= number <= MAX_KEYS_PER_CALL:
-        raise KeySourceError(
-            Reason.KME_BAD_REQUEST,
+        raise _impossible(
             f"expected 1 to {MAX_KEYS_PER_CALL} keys of 8 to {MAX_QKD_KEY_BYTES * 8} bits,"
-            f" a multiple of 8; got {number} of {size_bits}",
-            retryable=False,
+            f" a multiple of 8; got {number} of {size_bits}"
         )
 
 
 def _check_key_ids(key_ids: Sequence[str]) -> None:
     """IDs are a peer's: what no KME can have issued is not asked for."""
-    if len(set(key_ids)) != len(key_ids) or not all(map(_is_key_id, key_ids)):
+    if len(set(map(folded_key_id, key_ids))) != len(key_ids) or not all(map(_is_key_id, key_ids)):
         raise KeySourceError(
             Reason.KEY_NOT_FOUND,
             f"expected distinct key IDs of 1 to {MAX_KEY_ID_BYTES} bytes of printable text",
@@ -424,8 +480,9 @@ def _is_key_id(key_id: str) -> bool:
 
 def _in_order(container: KeyContainer, key_ids: Sequence[str]) -> list[WireKey]:
     """The keys of a dec_keys answer in the order asked, where it holds those and no others."""
-    keys = {key.key_id: key for key in container.keys}
-    if not keys.keys() <= set(key_ids):
+    keys = {folded_key_id(key.key_id): key for key in container.keys}
+    asked = [folded_key_id(key_id) for key_id in key_ids]
+    if len(keys) != len(container.keys) or not keys.keys() <= set(asked):
         raise _invalid("dec_keys gave keys that were not asked for")
     if len(keys) < len(key_ids):
         # The standard is silent on answers in part; what is missing will not come any more.
@@ -434,14 +491,18 @@ def _in_order(container: KeyContainer, key_ids: Sequence[str]) -> list[WireKey]:
             f"dec_keys gave {len(keys)} of {len(key_ids)} keys asked for",
             retryable=False,
         )
-    return [keys[key_id] for key_id in key_ids]
+    return [keys[key_id] for key_id in asked]
 
 
 def _check_distinct(keys: Sequence[QkdKey]) -> None:
-    if len({key.key_id for key in keys}) != len(keys):
+    if len({folded_key_id(key.key_id) for key in keys}) != len(keys):
         raise _invalid("one key_ID came twice")
     if len({bytes(key.key) for key in keys}) != len(keys):
         raise KeySourceError(Reason.KEY_INVALID, "the KME gave one key under two IDs")
+
+
+def _impossible(message: str) -> KeySourceError:
+    return KeySourceError(Reason.KME_BAD_REQUEST, message, retryable=False)
 
 
 def _invalid(message: str) -> KeySourceError:

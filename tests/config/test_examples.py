@@ -92,6 +92,7 @@ def keys_of(text):
     placeholders = {
         "peers": "<peer>",
         "key_sources": "<key source>",
+        "key_sources.<key source>.kmes": "<kme>",
         "listeners": "<listener>",
         "services": "<service>",
         "kme_sim.kmes": "<kme>",

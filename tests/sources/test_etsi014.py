@@ -12,10 +12,12 @@ from qproxy.errors import ConfigError, KeySourceError, Reason
 from qproxy.net.http_client import HttpClientError, HttpErrorKind, HttpResponse
 from qproxy.sources.base import KeySource
 from qproxy.sources.etsi014 import Etsi014Source, LinkFigures, _source_status
+from qproxy.sources.etsi014_errors import TRANSPORT_REASONS
 from qproxy.sources.etsi014_wire import decode_key_container as decode
 from qproxy.sources.etsi014_wire import decode_status
 
 BASE = "https://kme.example:8441/api/v1/keys/gw-b"
+UUID = "6f2ab81c-9f0e-4f3a-8b56-2d51c0ffee00"
 NOT_FOUND = "one or more keys specified are not found on KME"
 STATUS = {
     "source_KME_ID": "kme-a",
@@ -79,9 +81,19 @@ def kme():
     return FakeKme()
 
 
+async def asked_in_vain(kme, source):
+    """This KME tells nothing of itself, so whatever is asked for is asked for at once."""
+    kme.answers_with(response(b"<html>", 500))
+    with pytest.raises(KeySourceError):
+        await source.status()
+    kme.asked.clear()
+    return source
+
+
 @pytest.fixture
-def source(kme):
-    return Etsi014Source("kme-a", kme, "https://kme.example:8441/", "gw-a", "gw-b")
+async def source(kme):
+    source = Etsi014Source("kme-a", kme, "https://kme.example:8441/", "gw-a", "gw-b")
+    return await asked_in_vain(kme, source)
 
 
 async def refused(awaitable):
@@ -248,6 +260,39 @@ async def test_one_key_under_two_ids_in_two_answers_is_refused(kme, source):
     assert (await refused(source.get_keys(2, 256))).reason is Reason.KEY_INVALID
 
 
+async def test_one_key_under_two_ids_in_two_calls_is_refused(kme, source):
+    kme.answers_with(container(("a", b"k" * 32)), container(("b", b"k" * 32)))
+    assert len(await source.get_keys(1, 256)) == 1
+    assert (await refused(source.get_keys(1, 256))).reason is Reason.KEY_INVALID
+    kme.answers_with(container(("c", b"k" * 32)))
+    assert (await refused(source.get_keys_by_id(["c"], 256))).reason is Reason.KEY_INVALID
+
+
+async def test_one_id_in_two_calls_for_fresh_keys_is_refused(kme, source):
+    kme.answers_with(container((UUID, b"k" * 32)), container((UUID.upper(), b"l" * 32)))
+    assert len(await source.get_keys(1, 256)) == 1
+    caught = await refused(source.get_keys(1, 256))
+    assert caught.reason is Reason.KME_INVALID_RESPONSE
+
+
+async def test_the_same_key_redeemed_again_is_the_callers_affair(kme, source):
+    """The gateway claims each ID once before it comes here."""
+    kme.answers_with(container(("a", b"k" * 32)), container(("a", b"k" * 32)))
+    for _ in range(2):
+        assert shown(await source.get_keys_by_id(["a"], 256)) == [("a", b"k" * 32)]
+
+
+async def test_a_uuid_may_come_back_in_other_capitals(kme, source):
+    kme.answers_with(container((UUID.lower(), b"k" * 32)))
+    assert shown(await source.get_keys_by_id([UUID.upper()], 256)) == [(UUID.upper(), b"k" * 32)]
+    assert (await refused(source.get_keys_by_id([UUID, UUID.upper()], 256))).reason is (
+        Reason.KEY_NOT_FOUND
+    )
+    kme.answers_with(container(("ID-1", b"m" * 32)))
+    caught = await refused(source.get_keys_by_id(["id-1"], 256))
+    assert caught.reason is Reason.KME_INVALID_RESPONSE
+
+
 async def test_one_id_in_two_answers_is_refused(kme, source):
     kme.answers_with(container(("a", b"k" * 32)), container(("a", b"l" * 32)))
     assert (await refused(source.get_keys(2, 256))).reason is Reason.KME_INVALID_RESPONSE
@@ -268,9 +313,10 @@ async def test_more_enc_keys_than_asked_are_refused(kme, source, number):
     assert (await refused(source.get_keys(number, 256))).reason is Reason.KME_INVALID_RESPONSE
 
 
-async def test_fewer_enc_keys_than_asked_over_post_are_refused(kme, source):
-    kme.answers_with(container(key(1)), container())
-    assert (await refused(source.get_keys(2, 256))).reason is Reason.KME_INVALID_RESPONSE
+async def test_a_server_that_gives_no_key_is_exhausted(kme, source):
+    kme.answers_with(container(), container())
+    assert (await refused(source.get_keys(2, 256))).reason is Reason.KEYS_EXHAUSTED
+    assert (await refused(source.get_keys(1, 256))).reason is Reason.KEYS_EXHAUSTED
 
 
 @pytest.mark.parametrize("size_bytes", [1, 31, 33, 64])
@@ -357,9 +403,7 @@ async def test_what_the_transport_says(kme, source, kind, reason, retryable):
 
 
 def test_every_kind_of_transport_failure_has_a_reason():
-    from qproxy.sources import etsi014
-
-    assert set(etsi014._TRANSPORT) == set(HttpErrorKind)
+    assert set(TRANSPORT_REASONS) == set(HttpErrorKind)
 
 
 ENC, DEC = "enc", "dec"
@@ -472,7 +516,7 @@ async def test_what_is_refused_is_wiped(kme, source, monkeypatch):
 
 
 async def test_keys_in_hand_are_wiped_when_the_rest_fails_or_is_cancelled(kme, monkeypatch):
-    for failure in (error(503), trio.TooSlowError()):
+    for failure in (container(("a", b"\x02" * 32)), trio.TooSlowError()):
         seen = []
 
         def spy(body, original=decode, seen=seen):
@@ -482,10 +526,11 @@ async def test_keys_in_hand_are_wiped_when_the_rest_fails_or_is_cancelled(kme, m
 
         monkeypatch.setattr("qproxy.sources.etsi014.decode_key_container", spy)
         source = Etsi014Source("k", kme, "https://kme", "gw-a", "gw-b")
+        await asked_in_vain(kme, source)
         kme.answers_with(container(key(1)), failure)
         with pytest.raises((KeySourceError, trio.TooSlowError)):
             await source.get_keys(2, 256)
-        assert [k.key for k in seen] == [b""]
+        assert {bytes(k.key) for k in seen} == {b""}
 
 
 async def test_keys_handed_out_are_whole_and_their_repr_is_not(kme, source):

@@ -61,7 +61,7 @@ CASES = [
     ("an empty answer", http(b""), Reason.KME_INVALID_RESPONSE),
     ("401", http({"message": "no"}, status="401 X"), Reason.KME_UNAUTHORIZED),
     ("503", http({"message": SECRET}, status="503 X"), Reason.KME_UNAVAILABLE),
-    ("no keys", http(keys()), Reason.KME_INVALID_RESPONSE),
+    ("no keys", http(keys()), Reason.KEYS_EXHAUSTED),
     ("wrong base64", http(keys(("a", SECRET[:-1] + "!"))), Reason.KME_INVALID_RESPONSE),
     ("URL-safe base64", http(keys(("a", "-_" * 20 + "AAA="))), Reason.KME_INVALID_RESPONSE),
     ("hex", http(keys(("a", KEY.hex()))), Reason.KEY_INVALID),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from qproxy.cli.audit_options import add_audit
+from qproxy.cli.kme_options import add_kme
 from qproxy.cli.output import ExitCode, print_config_error, print_error
 from qproxy.errors import ConfigError, QproxyError
 
@@ -87,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     sim.add_argument("config", type=Path, metavar="CONFIG", help="YAML file with a kme_sim section")
     sim.set_defaults(command="qproxy.cli.run:kme_sim_command", interrupted=ExitCode.DONE)
 
+    add_kme(commands, _EXIT_CODES)
     _add_status(commands)
     add_audit(commands, _EXIT_CODES)
     _add_demo(commands)

@@ -66,6 +66,7 @@ class TunnelFacts:
         began_at: when its TCP connection was there.
         tls_group: key agreement of the TLS handshake; empty before its end.
         tls_cipher: TLS cipher suite; empty before its end.
+        authenticated_at: when the TLS handshake was over; 0 before.
         established_at: when streams could be opened; 0 before.
         mode: mode of the running epoch, or None before the first.
         mode_reason: why the tunnel came to be in this mode.
@@ -78,6 +79,7 @@ class TunnelFacts:
     began_at: float = 0.0
     tls_group: str = ""
     tls_cipher: str = ""
+    authenticated_at: float = 0.0
     established_at: float = 0.0
     mode: Mode | None = None
     mode_reason: Reason | None = None

@@ -241,6 +241,7 @@ class Peer:
                 self._log.info("reauthenticated", role=tunnel.connection.role, group=event.group)
             case HandshakeCompleted():
                 tunnel.facts.tls_group, tunnel.facts.tls_cipher = event.group, event.cipher
+                tunnel.facts.authenticated_at = trio.current_time()
                 self._log.debug("peer_authenticated", group=event.group, cipher=event.cipher)
             case PolicyAgreed(local, peer, effective):
                 self._log_policy(local, peer, effective)
@@ -392,7 +393,7 @@ class Peer:
         if tunnel.facts.began_at <= self._tls_changed_at:
             # Its handshake was made with the certificates and lists of before.
             self._prove_again(tunnel)
-        connection = tunnel.connection
+        connection, facts = tunnel.connection, tunnel.facts
         self._log.info(
             "tunnel_up",
             role=connection.role,
@@ -401,6 +402,8 @@ class Peer:
             kem=self.settings.kem,
             kem_provider=self._kem.name,
             aead=self.settings.aead,
+            tls_ms=_milliseconds(facts.authenticated_at - facts.began_at),
+            handshake_ms=_milliseconds(facts.established_at - facts.began_at),
         )
         self._announce()
         if self._end_reason is not None:
@@ -478,3 +481,8 @@ class Peer:
             self.totals.streams += session.streams_opened
             self.totals.bytes_sent += session.bytes_sent
             self.totals.bytes_received += session.bytes_received
+
+
+def _milliseconds(duration_s: float) -> float:
+    """For the log, to the microsecond."""
+    return round(1000 * duration_s, 3)

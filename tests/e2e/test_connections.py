@@ -213,6 +213,8 @@ def test_a_service_that_does_not_read_stops_its_own_stream_only(world: World) ->
 
 def test_the_tunnel_between_them_is_hybrid(world: World) -> None:
     for gateway in (world.pair.a, world.pair.b):
-        assert gateway.find("tunnel_up")[0]["mode"] == "hybrid"
+        up = gateway.find("tunnel_up")[0]
+        assert up["mode"] == "hybrid"
+        assert 0 < up["tls_ms"] < up["handshake_ms"]
         group = gateway.find("peer_authenticated")[0]["group"]
         assert group == "X25519MLKEM768"

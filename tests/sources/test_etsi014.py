@@ -8,13 +8,14 @@ from collections import deque
 import pytest
 import trio
 
+from qproxy.config.model import KeyRequestMethod
 from qproxy.errors import ConfigError, KeySourceError, Reason
 from qproxy.net.http_client import HttpClientError, HttpErrorKind, HttpResponse
 from qproxy.sources.base import KeySource
-from qproxy.sources.etsi014 import Etsi014Source, LinkFigures, _source_status
+from qproxy.sources.etsi014 import Etsi014Source, KeyCalls, LinkFigures, _source_status
 from qproxy.sources.etsi014_errors import TRANSPORT_REASONS
+from qproxy.sources.etsi014_wire import ErrorMessage, decode_status
 from qproxy.sources.etsi014_wire import decode_key_container as decode
-from qproxy.sources.etsi014_wire import decode_status
 
 BASE = "https://kme.example:8441/api/v1/keys/gw-b"
 UUID = "6f2ab81c-9f0e-4f3a-8b56-2d51c0ffee00"
@@ -538,6 +539,196 @@ async def test_keys_handed_out_are_whole_and_their_repr_is_not(kme, source):
     (taken,) = await source.get_keys(1, 256)
     assert taken.key == b"\x07" * 32
     assert "x07" not in repr(taken)
+
+
+# --- GET or POST, and what goes with it -------------------------------------------------------
+
+
+def calling(kme, **calls):
+    return Etsi014Source(
+        "k", kme, "https://kme.example:8441", "gw-a", "gw-b", calls=KeyCalls(**calls)
+    )
+
+
+@pytest.mark.parametrize("size_bits", [256, 512])
+async def test_method_post_is_post_for_keys_and_get_for_the_status(kme, size_bits):
+    source = calling(kme, method=KeyRequestMethod.POST)
+    kme.answers_with(
+        response(STATUS), container(key(1, size_bits // 8)), container(key(2, size_bits // 8))
+    )
+    await source.status()
+    await source.get_keys(1, size_bits)
+    await source.get_keys_by_id(["id-2"], size_bits)
+    assert kme.asked == [
+        ("GET", f"{BASE}/status"),
+        ("POST", f"{BASE}/enc_keys", {"number": 1, "size": size_bits}),
+        ("POST", f"{BASE}/dec_keys", {"key_IDs": [{"key_ID": "id-2"}]}),
+    ]
+
+
+async def test_method_get_stays_with_get(kme):
+    source = calling(kme, method=KeyRequestMethod.GET)
+    kme.answers_with(error(405))
+    assert (await refused(source.get_keys(1, 256))).reason is Reason.KME_BAD_REQUEST
+    kme.answers_with(response(STATUS), container(key(1)), container(key(2)))
+    assert shown(await source.get_keys(2, 256)) == [key(1), key(2)]
+    kme.answers_with(container(key(3, 16)))
+    assert (await refused(source.get_keys(1, 256))).reason is Reason.KEY_INVALID
+    assert {asked[0] for asked in kme.asked} == {"GET"}
+    assert kme.asked[2:4] == [
+        ("GET", f"{BASE}/enc_keys?number=2&size=256"),
+        ("GET", f"{BASE}/enc_keys?number=1&size=256"),
+    ]
+
+
+async def test_what_a_get_cannot_say_is_said_by_post(kme):
+    source = calling(
+        kme,
+        additional_slave_sae_ids=("gw-c",),
+        extension_mandatory=({"route": "direct"},),
+        extension_optional=({"age": 5}, {"x": None}),
+    )
+    kme.answers_with(container(key(1)), container(key(2)))
+    await source.get_keys(1, 256)
+    body = {
+        "number": 1,
+        "size": 256,
+        "additional_slave_SAE_IDs": ["gw-c"],
+        "extension_mandatory": [{"route": "direct"}],
+        "extension_optional": [{"age": 5}, {"x": None}],
+    }
+    assert kme.asked == [("POST", f"{BASE}/enc_keys", body)]
+    await source.get_keys_by_id(["id-2"], 256)
+    assert kme.asked[1] == ("GET", f"{BASE}/dec_keys?key_ID=id-2")
+
+
+@pytest.mark.parametrize("text", list(ErrorMessage))
+async def test_the_standards_own_refusals_are_told_in_its_words(kme, source, text):
+    kme.answers_with(error(400, text), error(400, text))
+    caught = await refused(source.get_keys(1, 256))
+    not_found = text is ErrorMessage.KEYS_NOT_FOUND
+    assert caught.reason is (Reason.KEY_NOT_FOUND if not_found else Reason.KME_BAD_REQUEST)
+    assert str(text) in str(caught)
+    assert not caught.retryable
+
+
+async def test_additional_saes_that_the_kme_does_not_take_are_not_asked_for(kme):
+    source = calling(kme, additional_slave_sae_ids=("gw-c", "gw-d"))
+    kme.answers_with(response({**STATUS, "max_SAE_ID_count": 1}))
+    await source.status()
+    caught = await refused(source.get_keys(1, 256))
+    assert (caught.reason, caught.retryable) == (Reason.KME_BAD_REQUEST, False)
+    kme.answers_with(response({**STATUS, "max_SAE_ID_count": 2}), container(key(1)))
+    await source.status()
+    assert len(await source.get_keys(1, 256)) == 1
+
+
+def test_additional_saes_are_checked_like_the_others(kme):
+    with pytest.raises(ConfigError):
+        calling(kme, additional_slave_sae_ids=("..",))
+
+
+async def test_extensions_of_keys_and_containers_are_passed_over(kme, source):
+    item = {
+        "key_ID": "a",
+        "key_ID_extension": {"v": 1},
+        "key": base64.b64encode(b"k" * 32).decode(),
+        "key_extension": {"v": [2]},
+    }
+    for name in ("keys", "Keys"):
+        kme.answers_with(response({name: [item], "key_container_extension": {"v": {}}, "more": 1}))
+        assert shown(await source.get_keys_by_id(["a"], 256)) == [("a", b"k" * 32)]
+
+
+# --- the KME's limits --------------------------------------------------------------------------
+
+
+def limits(**more):
+    return response({**STATUS, **more})
+
+
+async def test_more_keys_than_the_kme_gives_at_once_take_several_requests(kme):
+    source = Etsi014Source("k", kme, "https://kme.example:8441", "gw-a", "gw-b")
+    kme.answers_with(
+        limits(max_key_per_request=2),
+        container(key(1), key(2)),
+        container(key(3), key(4)),
+        container(key(5)),
+    )
+    assert shown(await source.get_keys(5, 256)) == [key(n) for n in range(1, 6)]
+    assert [asked[1].partition("?")[2] for asked in kme.asked] == [
+        "",
+        "number=2&size=256",
+        "number=2&size=256",
+        "number=1&size=256",
+    ]
+
+
+async def test_ids_over_the_limit_take_several_requests(kme):
+    source = Etsi014Source("k", kme, "https://kme.example:8441", "gw-a", "gw-b")
+    kme.answers_with(limits(max_key_per_request=2), container(key(2), key(1)), container(key(3)))
+    keys = await source.get_keys_by_id(["id-1", "id-2", "id-3"], 256)
+    assert shown(keys) == [key(1), key(2), key(3)]
+    assert [asked[0] for asked in kme.asked] == ["GET", "POST", "GET"]
+
+
+async def test_ids_of_which_a_later_request_fails_are_all_lost(kme, monkeypatch):
+    source = Etsi014Source("k", kme, "https://kme.example:8441", "gw-a", "gw-b")
+    kme.answers_with(limits(max_key_per_request=1), container(key(1)), error(400, NOT_FOUND))
+    wiped = []
+    monkeypatch.setattr("qproxy.sources.etsi014.wipe_keys", wiped.extend)
+    assert (await refused(source.get_keys_by_id(["id-1", "x"], 256))).reason is Reason.KEY_NOT_FOUND
+    assert [k.key_id for k in wiped] == ["id-1"]
+
+
+@pytest.mark.parametrize("failure", [error(503), error(503, "no more keys"), error(401)], ids=repr)
+async def test_keys_that_came_before_a_later_request_failed_are_given(kme, failure):
+    source = Etsi014Source("k", kme, "https://kme.example:8441", "gw-a", "gw-b")
+    kme.answers_with(limits(max_key_per_request=1), container(key(1)), failure)
+    assert shown(await source.get_keys(3, 256)) == [key(1)]
+    kme.answers_with(failure)
+    await refused(source.get_keys(3, 256))
+
+
+async def test_no_request_is_begun_that_would_not_be_through_in_time(kme, autojump_clock):
+    source = Etsi014Source("k", kme, "https://kme.example:8441", "gw-a", "gw-b")
+    request = kme.request
+
+    async def slow(method, url, **more):
+        await trio.sleep(0.1)
+        return await request(method, url, **more)
+
+    kme.request = slow
+    kme.answers_with(limits(max_key_per_request=1), *[container(key(n)) for n in range(1, 10)])
+    with trio.fail_after(0.55):  # 0.1 s status, and keys while there are 0.2 s left
+        assert len(await source.get_keys(9, 256)) == 3
+    assert len(await source.get_keys(6, 256)) == 6
+
+
+@pytest.mark.parametrize("size_bits", [56, 1032, 8192])
+async def test_a_size_that_the_kme_does_not_give_is_not_asked_for(kme, source, size_bits):
+    kme.answers_with(response(STATUS))
+    await source.status()
+    kme.asked.clear()
+    for call in (source.get_keys(1, size_bits), source.get_keys_by_id(["a"], size_bits)):
+        caught = await refused(call)
+        assert (caught.reason, caught.retryable) == (Reason.KME_BAD_REQUEST, False)
+        assert "64 to 1024 bits" in str(caught)
+    assert kme.asked == []
+
+
+async def test_a_kme_that_is_not_there_is_not_asked_twice(kme):
+    source = Etsi014Source("k", kme, "https://kme.example:8441", "gw-a", "gw-b")
+    kme.answers_with(HttpClientError(HttpErrorKind.CONNECT, "refused"))
+    assert (await refused(source.get_keys(2, 256))).reason is Reason.KME_UNREACHABLE
+    assert kme.asked == [("GET", f"{BASE}/status")]
+
+
+async def test_one_key_is_asked_for_without_a_status(kme):
+    source = Etsi014Source("k", kme, "https://kme.example:8441", "gw-a", "gw-b")
+    kme.answers_with(container(key(1)))
+    await source.get_keys(1, 256)
+    assert len(kme.asked) == 1
 
 
 # --- QBER and key rate where vendors put them ----------------------------------------------------

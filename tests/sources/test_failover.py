@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -216,7 +217,7 @@ async def test_pauses_double_up_to_a_limit_and_begin_anew_after_a_success(site, 
         await site.settle()
         retries += [trio.current_time()] * len(site.north.calls())
         await trio.sleep(0.01)
-    pauses = [b - a for a, b in zip(retries, retries[1:], strict=False)]
+    pauses = [b - a for a, b in itertools.pairwise(retries)]
     assert [round(pause, 1) for pause in pauses] == [1, 2, 4, 8, 8, 8, 8]
     site.north.fails = None
     await trio.sleep(9)

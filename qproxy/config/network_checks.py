@@ -15,7 +15,7 @@ from qproxy.config.network import (
     SatelliteSpanConfig,
 )
 from qproxy.config.walk import KeyPath, Report, Walk, did_you_mean
-from qproxy.sim.events import TimedEvent
+from qproxy.sim.events import Drain, Restore, TimedEvent
 from qproxy.sim.physics.satellite import Orbit
 from qproxy.sim.routing import nodes_along, shortest_path
 
@@ -113,14 +113,17 @@ def check_timetable(
         known["relay"] = sorted(network.relays)
     for number, timed in enumerate(events):
         for entry in dataclasses.fields(timed.event):
-            name = getattr(timed.event, entry.name)
-            if entry.name in known and name is not None and name not in known[entry.name]:
-                names = known[entry.name]
-                walk.report(
-                    ("kme_sim", "timetable", str(number), entry.name),
-                    f"expected a {entry.name} of this file, got {shown(name)}",
-                    did_you_mean(name, names) or f"known names: {', '.join(names[:10]) or 'none'}",
-                )
+            if entry.name not in known:
+                continue
+            name, names = getattr(timed.event, entry.name), known[entry.name]
+            path = ("kme_sim", "timetable", str(number), entry.name)
+            hint = f"known names: {', '.join(names[:10]) or 'none'}"
+            if name is None:
+                if len(names) != 1 and not isinstance(timed.event, Restore | Drain):
+                    walk.report(path, f"expected a {entry.name} of this file, got nothing", hint)
+            elif name not in names:
+                hint = did_you_mean(name, names) or hint
+                walk.report(path, f"expected a {entry.name} of this file, got {shown(name)}", hint)
 
 
 def _check_two(ends: tuple[str, ...], path: KeyPath, report: Report, example: str) -> None:

@@ -1,4 +1,4 @@
-"""ETSI GS QKD 014 v1.1.1 as one KME of the pair answers it: a request in, an answer out.
+"""ETSI GS QKD 014 v1.1.1 as one KME answers it: a request in, an answer out.
 
 Where the standard is silent, this KME says (and a test holds it to it):
 
@@ -17,23 +17,22 @@ Where the standard is silent, this KME says (and a test holds it to it):
 from __future__ import annotations
 
 import re
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote
 
-from qproxy.config.model import LinkConfig
 from qproxy.errors import KeySourceError
 from qproxy.keys import MAX_KEY_ID_BYTES
 from qproxy.net.http_server import Request, Response
-from qproxy.sim.link import NotEnoughKeys, SimulatedLink
-from qproxy.sim.store import KeysNotFound, KeyStore, NotNamed, SaePair, StoreFull
+from qproxy.sim.network import NoRoute, SimulatedNetwork
+from qproxy.sim.route import Route
+from qproxy.sim.span import NotEnoughKeys
+from qproxy.sim.store import KeysNotFound, NotNamed, SaePair, StoreFull
 from qproxy.sources.etsi014_wire import (
     ErrorMessage,
     KeyContainer,
     KeyRequest,
     Status,
-    WireKey,
     decode_key_ids,
     decode_key_request,
     encode_error,
@@ -78,39 +77,25 @@ class Site:
 
     Attributes:
         kme: this KME's name.
-        peer_kme: the one at the other end of the link.
         saes: SAE ID to the name of its KME.
     """
 
     kme: str
-    peer_kme: str
     saes: Mapping[str, str]
 
 
 class KmeApi:
-    """One KME's interface to its SAEs. Link and store are shared with the other KME.
+    """One KME's interface to its SAEs.
 
     Args:
         site: which KME this is.
-        limits: what sizes and numbers may be asked for.
-        link: makes the keys.
-        store: holds keys until the slave SAE takes them.
-        random_bytes: for key IDs.
+        network: makes keys and holds them until the slave SAE takes them; shared by all KMEs.
     """
 
-    def __init__(
-        self,
-        site: Site,
-        limits: LinkConfig,
-        link: SimulatedLink,
-        store: KeyStore,
-        random_bytes: Callable[[int], bytes],
-    ) -> None:
+    def __init__(self, site: Site, network: SimulatedNetwork) -> None:
         self._site = site
-        self._limits = limits
-        self._link = link
-        self._store = store
-        self._random_bytes = random_bytes
+        self._network = network
+        self._limits = network.keys
 
     def handle(self, requester: str | None, request: Request, now: float) -> Response:
         """Answer one request.
@@ -138,35 +123,38 @@ class KmeApi:
         # Who asks comes before what is asked for: a stranger learns nothing of SAEs and keys.
         if requester is None or self._site.saes.get(requester) != self._site.kme:
             raise Refusal(401, "the client certificate names no SAE of this KME")
-        other = self._across_the_link(_decode_sae_id(match["sae"]))
+        other = _decode_sae_id(match["sae"])
+        route = self._route(requester, other)
         if match["call"] == "status":
             _no_body(request)
             _query(request)
-            return self._status(SaePair(requester, other), now)
+            return self._status(SaePair(requester, other), route, now)
         if match["call"] == "enc_keys":
             return self._enc_keys(SaePair(requester, other), _read_key_request(request), now)
         return self._dec_keys(SaePair(other, requester), self._read_key_ids(request), now)
 
-    def _across_the_link(self, sae_id: str) -> str:
-        kme = self._site.saes.get(sae_id)
-        if kme is None:
+    def _route(self, requester: str, sae_id: str) -> Route:
+        if sae_id not in self._site.saes:
             raise Refusal(400, "the SAE ID in the path is not registered")
-        if kme != self._site.peer_kme:
-            raise Refusal(400, "the SAE in the path is not across the quantum link of this KME")
-        return sae_id
+        try:
+            return self._network.route(requester, sae_id)
+        except NoRoute:
+            raise Refusal(
+                400, "the SAE in the path is not across a quantum link of this KME"
+            ) from None
 
-    def _status(self, pair: SaePair, now: float) -> Response:
+    def _status(self, pair: SaePair, route: Route, now: float) -> Response:
         """Clause 5.1."""
-        report = self._link.report(now)
+        report = route.report(now)
         limits = self._limits
         status = Status(
             source_kme_id=self._site.kme,
-            target_kme_id=self._site.peer_kme,
+            target_kme_id=self._site.saes[pair.slave_sae_id],
             master_sae_id=pair.master_sae_id,
             slave_sae_id=pair.slave_sae_id,
             key_size_bits=limits.key_size_bits,
-            stored_key_count=self._link.stored_key_count(now),
-            max_key_count=limits.max_key_count,
+            stored_key_count=report.stored_key_count,
+            max_key_count=report.max_key_count,
             max_key_per_request=limits.max_key_per_request,
             max_key_size_bits=limits.max_key_size_bits,
             min_key_size_bits=limits.min_key_size_bits,
@@ -184,28 +172,25 @@ class KmeApi:
         """Clause 5.2."""
         number, size_bits = self._judge(asked)
         try:
-            self._store.check_room(pair, number, now)
-            secrets = self._link.take(number, size_bits, now)
+            keys = self._network.issue(pair, number, size_bits, now)
         except StoreFull:
             raise Refusal(503, "too many keys wait for dec_keys by the slave SAE") from None
         except NotEnoughKeys:
-            details = {
-                "stored_key_count": self._link.stored_key_count(now),
-                "link": self._link.report(now).state,
-            }
+            report = self._network.route(pair.master_sae_id, pair.slave_sae_id).report(now)
+            details = {"stored_key_count": report.stored_key_count, "link": report.state}
             raise Refusal(503, "not enough keys are stored", details) from None
-        keys = [WireKey(self._new_key_id(), secret) for secret in secrets]
         extension: dict[str, object] = {"simulated": True}
         if asked.extension_optional:
             extension["extension_optional"] = ErrorMessage.OPTIONAL_NOT_HANDLED
-        body = encode_key_container(KeyContainer(tuple(keys), extension))
-        self._store.add(pair, keys, now)
+        container = KeyContainer(tuple(keys), extension)
+        body = encode_key_container(container)
+        container.wipe()
         return Response(200, body, headers=_NO_STORE)
 
     def _dec_keys(self, pair: SaePair, key_ids: tuple[str, ...], now: float) -> Response:
         """Clause 5.3."""
         try:
-            keys = self._store.take(pair, key_ids, now)
+            keys = self._network.claim(pair, key_ids, now)
         except NotNamed:
             raise Refusal(401, "the SAE was not named in the original request") from None
         except KeysNotFound:
@@ -247,9 +232,6 @@ class KmeApi:
         if not 1 <= len(key_id.encode()) <= MAX_KEY_ID_BYTES:
             raise Refusal(400, f"expected the parameter key_ID, 1 to {MAX_KEY_ID_BYTES} bytes")
         return (key_id,)
-
-    def _new_key_id(self) -> str:
-        return str(uuid.UUID(bytes=self._random_bytes(16), version=4))
 
 
 def _read_key_request(request: Request) -> KeyRequest:

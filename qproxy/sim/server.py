@@ -1,7 +1,7 @@
-"""The sockets of the simulator: two KMEs behind mutual TLS, and the control interface.
+"""The sockets of the simulator: its KMEs behind mutual TLS, and the control interface.
 
 Requests are answered by the pure parts in one step, without giving way in between. That, and
-nothing else, is what keeps the two KMEs consistent under any number of connections.
+nothing else, is what keeps the KMEs consistent under any number of connections.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from qproxy.modes import ClientAuth
 from qproxy.net.http_server import HttpLimits, Request, Response, serve_http
 from qproxy.net.listen import open_listeners
 from qproxy.sim.api import KmeApi, Refusal, Site
-from qproxy.sim.control import Control, KmeMode
-from qproxy.sim.link import SimulatedLink
-from qproxy.sim.store import KeyStore
+from qproxy.sim.build import build_network
+from qproxy.sim.control import Control
+from qproxy.sim.events import EventError, encode_event
+from qproxy.sim.network import KmeMode, SimulatedNetwork
+from qproxy.sim.timetable import Timetable
 from qproxy.tls.context import server_context
 from qproxy.tls.identity import TlsIdentity, TrustStore
 from qproxy.tls.names import certificate_names
@@ -59,21 +61,26 @@ async def run_kme_sim(
     random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     task_status: trio.TaskStatus[KmeSimAddresses] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run both KMEs until cancelled.
+    """Run the KMEs until cancelled.
 
     Args:
         config: what ``qproxy kme-sim`` read.
-        clock: seconds, monotonic; the simulated link lives by it.
+        clock: seconds, monotonic; the simulated network lives by it.
         random_bytes: keys and key IDs are made of these.
         task_status: started with the addresses once everything listens.
 
     Raises:
         ConfigError: a certificate or address cannot be used, or there are not two KMEs.
     """
-    link = SimulatedLink(config.link, now=clock(), random_bytes=random_bytes)
-    store = KeyStore()
-    kmes = _make_kmes(config, link, store, clock, random_bytes)
-    control = Control(link, store, kmes, lambda name, mode: kmes[name].set_mode(mode))
+    started_at = clock()
+    network = build_network(config, now=started_at, random_bytes=random_bytes)
+    kmes = {
+        name: _Kme(kme, config.saes, KmeApi(Site(name, config.saes), network), clock)
+        for name, kme in config.kmes.items()
+    }
+    network.on_mode = lambda name, mode: kmes[name].set_mode(mode)
+    control = Control(network)
+    timetable = Timetable(config.timetable, start=started_at)
     with contextlib.ExitStack() as opened:
         # Before the nursery, so that a port in use is one plain error.
         for kme in kmes.values():
@@ -90,28 +97,32 @@ async def run_kme_sim(
                 nursery.start_soon(kme.run)
             if control_listener is not None:
                 nursery.start_soon(_run_control, control, control_listener.sockets, clock)
+            nursery.start_soon(_keep_timetable, timetable, network, clock)
             _log.info(
                 "kme_sim_ready", simulated=True, kmes=addresses.kmes, control=addresses.control
             )
             task_status.started(addresses)
 
 
-def _make_kmes(
-    config: KmeSimConfig,
-    link: SimulatedLink,
-    store: KeyStore,
-    clock: Callable[[], float],
-    random_bytes: Callable[[int], bytes],
-) -> dict[str, _Kme]:
-    if len(config.kmes) != 2:
-        raise ConfigError(f"expected two KMEs, got {len(config.kmes)}", key="kme_sim.kmes")
-    first, second = config.kmes
-    kmes: dict[str, _Kme] = {}
-    for name, peer in ((first, second), (second, first)):
-        site = Site(name, peer, config.saes)
-        api = KmeApi(site, config.link, link, store, random_bytes)
-        kmes[name] = _Kme(config.kmes[name], config.saes, api, clock)
-    return kmes
+async def _keep_timetable(
+    timetable: Timetable, network: SimulatedNetwork, clock: Callable[[], float]
+) -> None:
+    """Let everything in the timetable happen when it is due."""
+    while (next_at := timetable.next_at) is not None:
+        await trio.sleep(max(0.0, next_at - clock()))
+        for timed in timetable.due(clock()):
+            what = _renamed(encode_event(timed.event))
+            try:
+                network.apply(timed.event, clock())
+            except EventError as error:  # the configuration's checks let none of these through
+                _log.warning("timetable_failed", at_s=timed.at_s, error=str(error), **what)
+            else:
+                _log.info("timetable", at_s=timed.at_s, **what)
+
+
+def _renamed(event: dict[str, object]) -> dict[str, object]:
+    """An event as log fields, where ``event`` is the name of the line."""
+    return {"what" if name == "event" else name: value for name, value in event.items()}
 
 
 @dataclass(frozen=True, slots=True)

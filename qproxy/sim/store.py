@@ -7,11 +7,15 @@ requests run at the same time.
 The standard says nothing about how long a key waits. Here it waits ``max_age_s``, and a pair of
 SAEs may have MAX_UNCLAIMED_KEYS waiting; at that bound new keys are refused, because dropping
 old ones would take away keys that the slave has been told of.
+
+A KME tells the age of a key by its own clock, from the time that the other KME wrote on it. So a
+clock that is ahead makes keys old before their time, and one that is behind makes them keys of
+the future, which it does not give out: both are "not found".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from qproxy.sources.etsi014_wire import WireKey
@@ -20,6 +24,8 @@ from qproxy.sources.etsi014_wire import WireKey
 MAX_UNCLAIMED_KEYS = 20_000
 #: How long a key waits for its slave SAE, in seconds, where nothing else is said.
 DEFAULT_MAX_AGE_S = 3600.0
+#: How far in the future a key may have been made, by the clock of the slave's KME, in seconds.
+CLOCK_TOLERANCE_S = 1.0
 
 
 class StoreFull(Exception):  # noqa: N818 - an ordinary answer, and part of the interface
@@ -57,10 +63,6 @@ class KeyStore:
     Args:
         max_age_s: how long a key waits, in seconds.
         max_unclaimed: how many keys may wait for one pair of SAEs.
-
-    Attributes:
-        in_step: False: a slave SAE finds every ID, and under it other bytes than the master's.
-            Neither KME notices; only the two SAEs can, together.
     """
 
     def __init__(
@@ -71,7 +73,6 @@ class KeyStore:
         # Oldest first: a dict keeps the order of insertion, and time does not run back.
         self._waiting: dict[str, _Waiting] = {}
         self._counts: dict[SaePair, int] = {}
-        self.in_step = True
 
     def unclaimed(self, pair: SaePair, now: float) -> int:
         """How many keys wait for the slave SAE of a pair."""
@@ -98,20 +99,32 @@ class KeyStore:
             self._waiting[key.key_id] = _Waiting(pair, key, now)
         self._counts[pair] = self._counts.get(pair, 0) + len(keys)
 
-    def take(self, pair: SaePair, key_ids: Iterable[str], now: float) -> list[WireKey]:
+    def take(
+        self,
+        pair: SaePair,
+        key_ids: Iterable[str],
+        now: float,
+        *,
+        skew_s: float = 0.0,
+        in_step: bool = True,
+    ) -> list[WireKey]:
         """Take keys out for the slave SAE of ``pair``: all of them, or none.
 
         Args:
             pair: the requester as slave, and the master it named.
             key_ids: distinct IDs.
-            now: the time.
+            now: the true time.
+            skew_s: how far the clock of the slave's KME is ahead of that of the master's.
+            in_step: False: the slave SAE finds every ID, and under it other bytes than the
+                master's. Neither KME notices; only the two SAEs can, together.
 
         Returns:
             The keys in the order asked, owned by the caller.
 
         Raises:
             NotNamed: one of them was made for another slave SAE.
-            KeysNotFound: one of them is not there, or was asked for by another master SAE.
+            KeysNotFound: one of them is not there, was asked for by another master SAE, or is
+                too old or too new by the clock of the slave's KME.
         """
         self._expire(now)
         key_ids = tuple(key_ids)
@@ -120,11 +133,25 @@ class KeyStore:
             raise NotNamed
         if len(found) < len(key_ids) or any(entry.pair != pair for entry in found):
             raise KeysNotFound
+        ages_s = [now - entry.since + skew_s for entry in found]
+        if any(not -CLOCK_TOLERANCE_S <= age_s < self._max_age_s for age_s in ages_s):
+            raise KeysNotFound
         keys = [self._remove(key_id) for key_id in key_ids]
-        if not self.in_step:
+        if not in_step:
             for key in keys:
                 key.key[:] = bytes(byte ^ 0xFF for byte in key.key)
         return keys
+
+    def drop(self, slave_sae_ids: Collection[str]) -> int:
+        """Lose every key that waits for one of some slave SAEs.
+
+        Returns:
+            How many keys that were.
+        """
+        lost = [i for i, entry in self._waiting.items() if entry.pair.slave_sae_id in slave_sae_ids]
+        for key_id in lost:
+            self._remove(key_id).wipe()
+        return len(lost)
 
     def _expire(self, now: float) -> None:
         while self._waiting:

@@ -130,6 +130,7 @@ N = "kme_sim.network"
         ("saes: [gw-a, gw-b]", "saes: [gw-a]", f"{N}.routes.other.saes", "an SAE of each of"),
         ("saes: [gw-a, gw-b]", "saes: [gw-x]", f"{N}.routes.other.saes.0", "a name from"),
         ("cut, span: one", "cut, span: won", "kme_sim.timetable.0.span", "a span of this file"),
+        ("cut, span: one", "cut", "kme_sim.timetable.0.span", "of this file, got nothing"),
         ("cut, span: one", "cutt, span: one", "kme_sim.timetable.0.event", "one of cut, jam"),
         ("cut, span: one", "cut, relay: r1", "kme_sim.timetable.0.relay", "no such member"),
         ("fraction: 1}", "fraction: 2}", "kme_sim.timetable.2.fraction", "from 0 to 1"),

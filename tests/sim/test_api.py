@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qproxy.config.model import LinkConfig
+from qproxy.config.model import KmeSimConfig, LinkConfig
 from qproxy.net.http_server import Request
 from qproxy.sim.api import KmeApi, Site
-from qproxy.sim.link import SimulatedLink
+from qproxy.sim.build import build_network
 from qproxy.sim.store import KeyStore
 
 ODD = "gw/c 1%ü"
@@ -26,13 +26,12 @@ class Pair:
     """Both KMEs at time zero, driven without a socket."""
 
     def __init__(self, limits=LIMITS, store=None):
-        randomness = random.Random(1)
-        self.link = SimulatedLink(limits, now=0.0, random_bytes=randomness.randbytes)
-        store = store or KeyStore()
-        self.apis = {
-            kme: KmeApi(Site(kme, peer, SAES), limits, self.link, store, randomness.randbytes)
-            for kme, peer in (("kme-a", "kme-b"), ("kme-b", "kme-a"))
-        }
+        kmes = {"kme-a": None, "kme-b": None}
+        config = KmeSimConfig(path=None, kmes=kmes, saes=SAES, link=limits)
+        network = build_network(config, now=0.0, random_bytes=random.Random(1).randbytes)
+        network.store = store or network.store
+        self.link, self.route = network.spans["link"], network.routes["link"]
+        self.apis = {kme: KmeApi(Site(kme, SAES), network) for kme in kmes}
 
     def ask(self, sae, method, target, document=None, *, kme=None, body=None, now=0.0, **headers):
         if document is not None:
@@ -110,7 +109,7 @@ def test_status_tells_how_the_link_is(pair):
 
 def test_status_takes_no_key(pair):
     pair.ask("gw-a", "GET", STATUS)
-    assert pair.link.stored_key_count(0.0) == 50
+    assert pair.route.stored_key_count(0.0) == 50
 
 
 # --- 5.2 Get key, 6.2 Key request data format, 6.3 Key container ----------------------------
@@ -193,14 +192,14 @@ def test_number_is_within_what_status_says(pair, number):
         pair.ask("gw-a", "POST", ENC, {"number": number}),
     ):
         assert answer[:2] == (400, {"message": "number: expected 1 to 128"})
-    assert pair.link.stored_key_count(0.0) == 50
+    assert pair.route.stored_key_count(0.0) == 50
 
 
 def test_additional_slaves_are_refused_as_status_says_that_there_may_be_none(pair):
     status, answer, _ = pair.ask("gw-a", "POST", ENC, {"additional_slave_SAE_IDs": ["gw-b2"]})
     assert status == 400
     assert "max_SAE_ID_count" in answer["message"]
-    assert pair.link.stored_key_count(0.0) == 50
+    assert pair.route.stored_key_count(0.0) == 50
 
 
 def test_mandatory_extensions_are_refused_in_the_prescribed_words(pair):
@@ -210,7 +209,7 @@ def test_mandatory_extensions_are_refused_in_the_prescribed_words(pair):
         400,
         "not all extension_mandatory parameters are supported",
     )
-    assert pair.link.stored_key_count(0.0) == 50
+    assert pair.route.stored_key_count(0.0) == 50
 
 
 def test_optional_extensions_are_ignored_and_the_answer_says_so(pair):
@@ -230,7 +229,7 @@ def test_optional_extensions_are_ignored_and_the_answer_says_so(pair):
 )  # fmt: skip
 def test_a_query_that_cannot_be_read_is_a_bad_request(pair, query):
     assert pair.ask("gw-a", "GET", f"{ENC}?{query}")[0] == 400
-    assert pair.link.stored_key_count(0.0) == 50
+    assert pair.route.stored_key_count(0.0) == 50
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"\xff", b'{"number":"1"}', b'{"siez":8}'])
@@ -272,7 +271,7 @@ def test_too_many_unclaimed_keys_are_503_and_take_nothing():
     pair = Pair(store=KeyStore(max_unclaimed=2))
     keys = pair.keys("gw-a", f"{ENC}?number=2")
     assert pair.ask("gw-a", "GET", ENC)[0] == 503
-    assert pair.link.stored_key_count(0.0) == 48
+    assert pair.route.stored_key_count(0.0) == 48
     pair.keys("gw-b", DEC, ids(keys))
     assert len(pair.keys("gw-a", ENC)) == 1
 

@@ -4,22 +4,26 @@ import json
 
 import pytest
 
-from qproxy.config.model import LinkConfig
+from qproxy.config.model import KmeSimConfig, LinkConfig
 from qproxy.net.http_server import Request
-from qproxy.sim.control import Control, KmeMode
-from qproxy.sim.link import SimulatedLink
-from qproxy.sim.store import KeyStore
+from qproxy.sim.build import build_network
+from qproxy.sim.control import Control
+from qproxy.sim.network import KmeMode
 
 
 class Console:
     def __init__(self):
-        config = LinkConfig(key_rate_bps=256.0, initial_key_count=10)
-        self.link = SimulatedLink(config, now=0.0, random_bytes=bytes)
-        self.store = KeyStore()
-        self.told = []
-        self.control = Control(
-            self.link, self.store, ["kme-a", "kme-b"], lambda *mode: self.told.append(mode)
+        config = KmeSimConfig(
+            path=None,
+            kmes={"kme-a": None, "kme-b": None},
+            saes={},
+            link=LinkConfig(key_rate_bps=256.0, initial_key_count=10),
         )
+        self.told = []
+        self.network = build_network(
+            config, now=0.0, random_bytes=bytes, on_mode=lambda *mode: self.told.append(mode)
+        )
+        self.control = Control(self.network)
 
     def ask(self, method, document=None, *, target="/link", body=b"", kind="application/json"):
         if document is not None:
@@ -51,6 +55,14 @@ def test_get_tells_how_things_stand(console):
             "kmes": {"kme-a": "up", "kme-b": "up"},
         },
     )
+
+
+def test_the_network_tells_of_every_part_and_is_labelled_simulated(console):
+    status, answer = console.ask("GET", target="/network")
+    assert (status, answer["simulated"]) == (200, True)
+    assert answer["spans"]["link"]["between"] == ["kme-a", "kme-b"]
+    assert answer["routes"]["link"]["path"] == ["link"]
+    assert answer["kmes"]["kme-a"] == {"mode": "up", "clock_skew_s": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -94,10 +106,10 @@ def test_actions_on_one_kme(console, action, mode):
 
 def test_desync_puts_the_store_out_of_step_until_the_link_is_restored(console):
     assert console.act(action="desync")[1]["in_step"] is False
-    assert console.store.in_step is False
+    assert console.network.routes["link"].in_step is False
     assert console.act(action="restore", kme="kme-a")[1]["in_step"] is False
     assert console.act(action="restore")[1]["in_step"] is True
-    assert console.store.in_step is True
+    assert console.network.routes["link"].in_step is True
 
 
 def test_restoring_one_kme_leaves_the_link_and_restoring_all_does_not(console):
@@ -161,5 +173,6 @@ def test_a_web_page_cannot_send_an_action(console, kind):
 
 def test_other_paths_and_methods_are_refused(console):
     assert console.ask("GET", target="/")[0] == 404
+    assert console.ask("POST", {"action": "cut"}, target="/network")[0] == 405
     assert console.ask("GET", target="/link?x=1")[0] == 404
     assert console.ask("DELETE")[0] == 405

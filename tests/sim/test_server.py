@@ -197,13 +197,11 @@ async def test_the_link_makes_keys_by_the_clock_that_is_passed_in(config):
         assert await refused(a.get_keys(1, 256)) is Reason.KEYS_EXHAUSTED
 
 
-@pytest.mark.parametrize(
-    ("number", "size_bits"), [(129, 256), (1, 2048), (1, 56)], ids=["number", "large", "small"]
-)
-async def test_what_the_kme_does_not_allow_is_a_bad_request(config, number, size_bits):
+@pytest.mark.parametrize("size_bits", [2048, 56], ids=["large", "small"])
+async def test_what_the_kme_does_not_allow_is_a_bad_request(config, size_bits):
     async with running(config) as trial:
         a = trial.source("gw-a", "gw-b")
-        assert await refused(a.get_keys(number, size_bits)) is Reason.KME_BAD_REQUEST
+        assert await refused(a.get_keys(1, size_bits)) is Reason.KME_BAD_REQUEST
 
 
 # --- who is who -----------------------------------------------------------------------------

@@ -28,12 +28,10 @@ def test_the_slave_takes_each_key_once_in_the_order_asked(store):
 
 
 def test_out_of_step_the_slave_finds_other_bytes_under_the_same_id(store):
-    store.in_step = False
-    (taken,) = store.take(PAIR, ["one"], 1.0)
+    (taken,) = store.take(PAIR, ["one"], 1.0, in_step=False)
     assert taken.key_id == "one"
     assert len(taken.key) == 32
     assert taken.key != bytearray(b"k" * 32)
-    store.in_step = True
     (taken,) = store.take(PAIR, ["two"], 1.0)
     assert taken.key == bytearray(b"k" * 32)
 
@@ -90,3 +88,34 @@ def test_one_pair_at_its_bound_does_not_stop_another(store):
     store.add(PAIR, [key("three")], 1.0)
     store.add(SaePair("gw-c", "gw-b"), [key("other")], 1.0)
     assert store.unclaimed(SaePair("gw-c", "gw-b"), 1.0) == 1
+
+
+@pytest.mark.parametrize(
+    ("skew_s", "at_s", "found"),
+    [
+        (0.0, 59.9, True),
+        (30.0, 29.9, True),
+        (30.0, 30.1, False),  # old before its time
+        (-30.0, 28.9, False),  # made in the future, by that clock
+        (-30.0, 29.1, True),
+        (-0.5, 0.0, True),
+    ],
+)
+def test_the_age_of_a_key_is_told_by_the_clock_of_the_slaves_kme(store, skew_s, at_s, found):
+    if found:
+        assert len(store.take(PAIR, ["one"], at_s, skew_s=skew_s)) == 1
+        return
+    with pytest.raises(KeysNotFound):
+        store.take(PAIR, ["one"], at_s, skew_s=skew_s)
+    assert store.unclaimed(PAIR, at_s) == 2  # it may be found yet
+
+
+def test_what_a_slaves_kme_loses_is_wiped_and_gone(store):
+    theirs, ours = key("theirs"), key("ours")
+    store.add(SaePair("gw-b", "gw-a"), [theirs], 0.0)
+    store.add(PAIR, [ours], 0.0)
+    assert store.drop({"gw-b"}) == 3
+    assert not ours.key
+    with pytest.raises(KeysNotFound):
+        store.take(PAIR, ["ours"], 1.0)
+    assert len(store.take(SaePair("gw-b", "gw-a"), ["theirs"], 1.0)) == 1

@@ -6,8 +6,11 @@ from bench.command import Benchmark
 from bench.connections import CONNECTIONS
 from bench.fairness import FAIRNESS
 from bench.keybudget import KEYBUDGET
+from bench.kme import KME
 from bench.latency import LATENCY
+from bench.memory import MEMORY
 from bench.rekey import REKEY
+from bench.requests import REQUESTS
 from bench.switchover import SWITCHOVER
 from bench.throughput import THROUGHPUT
 from bench.wan import WAN
@@ -16,9 +19,12 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     THROUGHPUT,
     LATENCY,
     CONNECTIONS,
+    REQUESTS,
+    MEMORY,
     WAN,
     FAIRNESS,
     SWITCHOVER,
     REKEY,
     KEYBUDGET,
+    KME,
 )

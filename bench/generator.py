@@ -14,7 +14,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -99,7 +99,15 @@ class Program:
 
     def ask(self, action: str, timeout_s: float, **arguments: object) -> dict[str, Any]:
         """Have a client do one thing. Raises BenchError where it fails or takes too long."""
+        self.begin(action, **arguments)
+        return self.end(action, timeout_s)
+
+    def begin(self, action: str, **arguments: object) -> None:
+        """Have a client begin one thing; :meth:`end` must follow. Raises BenchError."""
         self.write_line(json.dumps({"do": action, **arguments}))
+
+    def end(self, action: str, timeout_s: float) -> dict[str, Any]:
+        """Wait until it has done it. Raises BenchError where it fails or takes too long."""
         answer: dict[str, Any] = json.loads(self.read_line(timeout_s))
         if "error" in answer:
             raise BenchError(f"{action}: {answer['error']}")
@@ -248,6 +256,15 @@ class TrafficClient(Program):
     def arrivals(self, port: int, at_once: int, size: int, seconds: float) -> Timings:
         """New connections, so many under way at once; times are to the answer's first byte."""
         return self._timings("arrivals", seconds, port=port, at_once=at_once, bytes=size)
+
+    @contextlib.contextmanager
+    def busy(self, size: int, seconds: float) -> Iterator[None]:
+        """Requests on every connection while something else is done, for at least so long."""
+        self.begin("requests", bytes=size, seconds=seconds)
+        try:
+            yield
+        finally:
+            self.end("requests", seconds + GRACE_S)
 
     def _timings(self, action: str, seconds: float, **arguments: object) -> Timings:
         answer = self.ask(action, seconds + GRACE_S, seconds=seconds, **arguments)

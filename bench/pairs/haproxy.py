@@ -86,8 +86,8 @@ class HAProxy(ProxyPair):
             "defaults\n"
             "    mode tcp\n"
             "    timeout connect 5s\n"
-            "    timeout client 60s\n"
-            "    timeout server 60s\n"
+            "    timeout client 1h\n"
+            "    timeout server 1h\n"
             f"{sections}",
         )
         return [self.require_executable(), "-db", "-f", str(path)]

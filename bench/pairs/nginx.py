@@ -19,6 +19,8 @@ from bench.pairs.base import (
 
 #: Environment variable with a directory to look for the stream module in, first.
 MODULES_VARIABLE = "QPROXY_BENCH_NGINX_MODULES"
+#: Two for each stream, one of them to the other proxy; nginx sets them aside when it starts.
+MAX_CONNECTIONS = 32768
 _MODULE = "ngx_stream_module.so"
 _MODULE_DIRECTORIES = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/etc/nginx/modules")
 
@@ -92,8 +94,8 @@ class NginxStream(ProxyPair):
             f"{role}.conf",
             f"{module}daemon off; master_process off;\n"
             f"pid {site.directory / role}.pid; error_log stderr warn;\n"
-            "events { worker_connections 1024; }\n"
-            f"stream {{\nproxy_timeout 60s; tcp_nodelay on;\n{buffer}server {{\n{server}}}\n}}\n",
+            f"events {{ worker_connections {MAX_CONNECTIONS}; }}\n"
+            f"stream {{\nproxy_timeout 1h; tcp_nodelay on;\n{buffer}server {{\n{server}}}\n}}\n",
         )
         return [self.require_executable(), "-p", str(site.directory), "-c", str(path)]
 

@@ -85,3 +85,15 @@ class SleepingPair(ProxyPair):
     def facts_at_end(self, running: Running) -> dict[str, str | int]:
         assert not any(child.running for child in running.processes)
         return {"ended": 1}
+
+
+class EchoPair(SleepingPair):
+    """Two processes with memory and CPU time, beside a path that leads to the service."""
+
+    name = "echo"
+
+    @contextlib.contextmanager
+    def running(self, site: Site) -> Iterator[Running]:
+        with super().running(site) as running:
+            running.port = site.service_port
+            yield running

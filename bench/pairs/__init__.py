@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from bench.pairs.base import Kind, ProxyPair, Running, Site
 from bench.pairs.direct import Direct
+from bench.pairs.ghostunnel import Ghostunnel
 from bench.pairs.haproxy import HAProxy
 from bench.pairs.nginx import NginxStream
 from bench.pairs.qproxy import QProxy
+from bench.pairs.spiped import Spiped
 from bench.pairs.stunnel import Stunnel
 
 __all__ = ["Kind", "ProxyPair", "Running", "Site", "all_pairs"]
@@ -20,5 +22,7 @@ def all_pairs() -> list[ProxyPair]:
         Stunnel(),
         HAProxy(),
         NginxStream(),
+        Ghostunnel(),
+        Spiped(),
         Direct(),
     ]

@@ -12,15 +12,17 @@ import abc
 import contextlib
 import enum
 import os
+import re
 import shutil
 import socket
-import ssl
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from bench.children import Child, children, free_ports, wait_until
+from bench.pairs.tap import Tap
 
 #: Where everything listens unless a delayed path lies between the proxies.
 LOOPBACK = "127.0.0.1"
@@ -34,6 +36,11 @@ BUFFER_BYTES = 256 * 1024
 #: Where Debian puts servers; not on everybody's PATH.
 _SERVER_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/sbin")
 _VERSION_TIMEOUT_S = 10.0
+_TICKET_S = 0.2
+#: From this OpenSSL on there is ML-KEM in TLS.
+_OPENSSL_WITH_ML_KEM = (3, 5)
+#: Groups offered where there is, the wanted one first.
+HYBRID_GROUPS = "X25519MLKEM768:X25519"
 
 
 class Kind(enum.StrEnum):
@@ -41,6 +48,7 @@ class Kind(enum.StrEnum):
 
     SUBJECT = "subject"  # what the benchmark is about: qproxy
     PEER = "peer"  # what would be used in its place
+    OTHER = "other"  # does the same another way; shown, but never the best peer
     LIMIT = "limit"  # what no proxy can beat
 
 
@@ -140,6 +148,7 @@ class ProxyPair(abc.ABC):
     name: str
     kind: Kind = Kind.PEER
     program: str = ""
+    _observed: dict[str, str | int] | None = None
 
     def missing(self) -> str | None:
         """Why this pair cannot run here, or None."""
@@ -153,7 +162,7 @@ class ProxyPair(abc.ABC):
 
     def parameters(self) -> dict[str, str | int]:
         """What was set that has an influence on the result."""
-        return {"cipher_suite": CIPHER_SUITE}
+        return {"cipher_suite": CIPHER_SUITE, "resumption": "off"}
 
     @abc.abstractmethod
     def far_command(self, site: Site) -> Sequence[str]:
@@ -180,7 +189,40 @@ class ProxyPair(abc.ABC):
             running.processes,
         )
         wait_until(lambda: listens(site.entry_port), f"{self.name} (near)", running.processes)
-        running.facts |= negotiated(site)
+        running.facts |= self.observed(site)
+
+    def observed(self, site: Site) -> dict[str, str | int]:
+        """What near and far agree on, read off the wire once (see :mod:`bench.pairs.tap`).
+
+        Raises:
+            BenchError: no connection between them came about.
+        """
+        if self._observed is None:
+            self._observed = self._observe(site)
+        return self._observed
+
+    def _observe(self, site: Site) -> dict[str, str | int]:
+        behind = Site.make(site.directory / "observed", site.pki, site.service_port)
+        tap = Tap((LOOPBACK, behind.tunnel_port))
+        in_front = replace(behind, tunnel_port=tap.port)
+        commands = {"far": self.far_command(behind), "near": self.near_command(in_front)}
+        with contextlib.closing(tap), children() as started:
+            for role, command in commands.items():
+                log = behind.directory / f"{role}.log"
+                started.append(Child(f"{self.name} ({role})", command, log))
+            for port in (behind.tunnel_port, behind.entry_port):
+                wait_until(partial(listens, port), self.name, started)
+            # The second connection shows whether sessions are resumed.
+            for wanted in (1, 2):
+                with socket.create_connection((LOOPBACK, behind.entry_port), 5.0) as sock:
+                    wait_until(partial(tap.has, wanted), self.name, started)
+                    # A ticket comes after the handshake: leave near some time to take it.
+                    sock.settimeout(_TICKET_S)
+                    with contextlib.suppress(TimeoutError):
+                        sock.recv(1)
+            seen = tap.hellos()
+        resumed = any(hello.resumed for hello in seen)
+        return {**seen[0].facts(), "resumed": "yes" if resumed else "no"}
 
     def facts_at_end(self, running: Running) -> dict[str, str | int]:
         """What is only known once the processes have ended."""
@@ -228,17 +270,15 @@ def listens(port: int, host: str = LOOPBACK) -> bool:
     return True
 
 
-def negotiated(site: Site) -> dict[str, str | int]:
-    """Protocol and cipher suite that the far proxy agrees on with the near one's certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(site.pki / "ca.pem")
-    context.load_cert_chain(site.pki / f"{NEAR_NAME}.pem", site.pki / f"{NEAR_NAME}.key")
-    with (
-        socket.create_connection((site.far_host, site.tunnel_port), 5.0) as sock,
-        context.wrap_socket(sock, server_hostname=FAR_NAME) as tls,
-    ):
-        cipher = tls.cipher()
-        return {"tls": tls.version() or "none", "cipher": cipher[0] if cipher else "none"}
+def hybrid_groups(version: str) -> str | None:
+    """The groups to set in a program whose OpenSSL has X25519MLKEM768, or None.
+
+    Args:
+        version: of the program and its library, as :meth:`ProxyPair.version` has it.
+    """
+    found = re.search(r"OpenSSL (\d+)\.(\d+)", version)
+    known = found is not None and (int(found[1]), int(found[2])) >= _OPENSSL_WITH_ML_KEM
+    return HYBRID_GROUPS if known else None
 
 
 def output_of(*command: str) -> str:

@@ -52,7 +52,7 @@ class HAProxy(ProxyPair):
             "far",
             f"frontend tunnel\n"
             f"    bind {site.far_address} ssl crt {combined_pem(site, FAR_NAME)}"
-            f" ca-file {site.pki / 'ca.pem'} verify required\n"
+            f" ca-file {site.pki / 'ca.pem'} verify required no-tls-tickets\n"
             f"    tcp-request session reject unless {{ ssl_c_s_dn(cn) -m str {NEAR_NAME} }}\n"
             f"    default_backend service\n"
             f"backend service\n"
@@ -70,7 +70,7 @@ class HAProxy(ProxyPair):
             f"backend far\n"
             f"    server far {site.path_address} ssl crt {combined_pem(site, NEAR_NAME)}"
             f" ca-file {site.pki / 'ca.pem'} verify required verifyhost {FAR_NAME}"
-            f" sni str({FAR_NAME})\n",
+            f" sni str({FAR_NAME}) no-ssl-reuse\n",
         )
 
     def _command(self, site: Site, role: str, sections: str) -> Sequence[str]:
@@ -82,6 +82,7 @@ class HAProxy(ProxyPair):
             f"    ssl-default-server-ciphersuites {CIPHER_SUITE}\n"
             "    ssl-default-bind-options ssl-min-ver TLSv1.3\n"
             "    ssl-default-server-options ssl-min-ver TLSv1.3\n"
+            "    tune.ssl.cachesize 0\n"
             f"{bufsize}"
             "defaults\n"
             "    mode tcp\n"

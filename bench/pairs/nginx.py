@@ -69,7 +69,7 @@ class NginxStream(ProxyPair):
             f"proxy_pass 127.0.0.1:{site.service_port};\n"
             f"ssl_certificate {pki / FAR_NAME}.pem; ssl_certificate_key {pki / FAR_NAME}.key;\n"
             f"ssl_client_certificate {pki / 'ca.pem'}; ssl_verify_client on;\n"
-            "ssl_protocols TLSv1.3; ssl_session_tickets off;\n"
+            "ssl_protocols TLSv1.3; ssl_session_tickets off; ssl_session_cache off;\n"
             f"ssl_conf_command Ciphersuites {CIPHER_SUITE};\n",
         )
 
@@ -84,6 +84,7 @@ class NginxStream(ProxyPair):
             f"proxy_ssl_certificate {pki / name}.pem; proxy_ssl_certificate_key {pki / name}.key;\n"
             f"proxy_ssl_trusted_certificate {pki / 'ca.pem'}; proxy_ssl_verify on;\n"
             f"proxy_ssl_name {FAR_NAME}; proxy_ssl_server_name on; proxy_ssl_protocols TLSv1.3;\n"
+            "proxy_ssl_session_reuse off;\n"
             f"proxy_ssl_conf_command Ciphersuites {CIPHER_SUITE};\n",
         )
 

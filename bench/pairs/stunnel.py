@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from bench.pairs.base import CIPHER_SUITE, FAR_NAME, NEAR_NAME, ProxyPair, Site, output_of
+from bench.pairs.base import (
+    CIPHER_SUITE,
+    FAR_NAME,
+    NEAR_NAME,
+    ProxyPair,
+    Site,
+    hybrid_groups,
+    output_of,
+)
 
 
 class Stunnel(ProxyPair):
@@ -43,12 +51,16 @@ class Stunnel(ProxyPair):
 
     def _command(self, site: Site, name: str, service: str) -> Sequence[str]:
         pki = site.pki
+        groups = hybrid_groups(self.version())
+        curves = f"curves = {groups}\n" if groups else ""
         path = site.write(
             f"{name}.conf",
             "foreground = yes\npid =\ndebug = warning\nsyslog = no\n"
             "socket = l:TCP_NODELAY=1\nsocket = r:TCP_NODELAY=1\n"
             "sslVersionMin = TLSv1.3\n"
             f"ciphersuites = {CIPHER_SUITE}\n"
+            "sessionResume = no\n"
+            f"{curves}"
             f"cert = {pki / name}.pem\nkey = {pki / name}.key\nCAfile = {pki / 'ca.pem'}\n"
             f"verifyChain = yes\n\n[bench]\n{service}",
         )

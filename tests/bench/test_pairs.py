@@ -6,10 +6,13 @@ import pytest
 
 from bench.__main__ import build_parser, main
 from bench.children import Child
+from bench.generator import Program
 from bench.pairs import Kind, Running, Site, all_pairs
+from bench.pairs.ghostunnel import Ghostunnel
 from bench.pairs.haproxy import HAProxy
 from bench.pairs.nginx import MODULES_VARIABLE, NginxStream
 from bench.pairs.qproxy import QProxy
+from bench.pairs.spiped import Spiped
 from bench.pairs.stunnel import Stunnel
 from bench.stats import BenchError
 from qproxy.config.reader import load_gateway_config, load_kme_sim_config
@@ -34,7 +37,9 @@ def test_names_are_unique_and_there_is_a_subject_a_limit_and_peers() -> None:
 def test_a_program_that_is_not_installed_is_missing_by_name(monkeypatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setattr("bench.pairs.base._SERVER_DIRECTORIES", ())
-    for pair in (Stunnel(), HAProxy(), NginxStream()):
+    monkeypatch.delenv("GOBIN", raising=False)
+    monkeypatch.setenv("HOME", "/nonexistent")
+    for pair in (Stunnel(), HAProxy(), NginxStream(), Ghostunnel(), Spiped()):
         assert pair.missing() == f"{pair.program} is not installed"
     assert QProxy().missing() is None
 
@@ -76,6 +81,68 @@ def test_peers_demand_tls_1_3_one_cipher_suite_and_certificates_both_ways(site, 
         assert str(site.pki / "ca.pem") in text
         verified = ("verifyChain = yes", "verify required", "verify_client on", "ssl_verify on")
         assert any(word in text for word in verified)
+
+
+def test_ghostunnel_is_found_where_go_installs_programs(monkeypatch, tmp_path: Path) -> None:
+    program = tmp_path / "ghostunnel"
+    program.write_text("#!/bin/sh\necho rev v1 built with go1.26\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert Ghostunnel().missing() is not None or Ghostunnel().executable() != str(program)
+    monkeypatch.setenv("GOBIN", str(tmp_path))
+    monkeypatch.setenv("PATH", "/bin:/usr/bin")
+    assert Ghostunnel().missing() is None
+    assert Ghostunnel().version() == "ghostunnel v1, go1.26"
+
+
+def test_ghostunnel_checks_names_both_ways(site) -> None:
+    assert "--override-server-name gw-b" in " ".join(Ghostunnel().near_command(site))
+    assert "--allow-dns gw-a" in " ".join(Ghostunnel().far_command(site))
+
+
+def test_spiped_is_shown_but_is_no_peer_and_both_ends_share_a_secret_key(site) -> None:
+    pair = Spiped()
+    assert pair.kind is Kind.OTHER
+    near, far = pair.near_command(site), pair.far_command(site)
+    (key,) = {command[command.index("-k") + 1] for command in (near, far)}
+    assert Path(key).stat().st_mode & 0o777 == 0o600
+    assert len(Path(key).read_bytes()) == 32
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        (Stunnel(), ["sessionResume = no"]),
+        (HAProxy(), ["no-tls-tickets", "no-ssl-reuse", "tune.ssl.cachesize 0"]),
+        (NginxStream(), ["ssl_session_tickets off", "proxy_ssl_session_reuse off"]),
+    ],
+)
+def test_peers_resume_no_sessions(site, pair, words) -> None:
+    commands = (pair.near_command(site), pair.far_command(site))
+    texts = "".join(Path(command[-1]).read_text() for command in commands)
+    assert all(word in texts for word in words)
+    assert pair.parameters()["resumption"] == "off"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", [Stunnel(), HAProxy(), NginxStream(), Ghostunnel(), Spiped()])
+def test_a_real_pair_carries_bytes_and_says_what_it_agreed_on(tmp_path: Path, pair) -> None:
+    if pair.missing() is not None:
+        pytest.skip(pair.missing())
+    init_pki(tmp_path / "pki")
+    with Program("service", "127.0.0.1", module="bench.flow") as service:
+        port = int(service.read_line(20))
+        with (
+            pair.running(Site.make(tmp_path / "site", tmp_path / "pki", port)) as running,
+            Program("client", module="bench.flow") as client,
+        ):
+            probe = {"do": "probe", "host": running.host, "port": running.port}
+            client.write_line(json.dumps(probe))
+            assert "error" not in json.loads(client.read_line(20))
+            if pair.kind is Kind.PEER:
+                assert running.facts["tls"] == "TLSv1.3"
+                assert running.facts["resumed"] == "no"
+                assert str(running.facts["cipher"]).startswith("TLS_AES_")
 
 
 def test_a_pair_at_work_is_two_processes_that_end_with_it(site) -> None:

@@ -8,16 +8,19 @@ from types import SimpleNamespace
 
 import pytest
 import trio
+import trio.testing
 
 from qproxy.address import TcpAddress, UnixAddress
 from qproxy.config.model import ControlConfig, KmeConfig, KmeSimConfig, LinkConfig
 from qproxy.errors import ConfigError, KeySourceError, Reason
 from qproxy.net.http_client import HttpClient
+from qproxy.sim.events import Cut, Hang, Restore, TimedEvent
 from qproxy.sim.server import run_kme_sim
 from qproxy.sources.etsi014 import Etsi014Source
 from qproxy.tls.context import client_context
 from qproxy.tls.identity import TrustStore
 from tests import pki
+from tests.sim.helpers import fixed, network_of
 
 ANY = TcpAddress("127.0.0.1", 0)
 SAES = {"gw-a": "kme-a", "gw-b": "kme-b", "gw-c": "kme-b"}
@@ -428,3 +431,50 @@ async def test_no_key_and_no_key_id_is_logged(config, caplog):
     assert key.key_id not in ours
     for text in (base64.b64encode(key.key).decode(), key.key.hex(), repr(bytes(key.key))):
         assert text not in logged
+
+
+# --- the timetable --------------------------------------------------------------------------
+
+
+async def test_what_stands_in_the_timetable_happens_by_itself(config, mock_clock):
+    timetable = (
+        TimedEvent(30.0, Cut("link")),
+        TimedEvent(30.0, Hang("kme-b")),
+        TimedEvent(60.0, Restore()),
+    )
+    async with running(dataclasses.replace(config, timetable=timetable)) as trial:
+        seen = []
+        for seconds in (0.0, 29.0, 2.0, 28.0, 2.0):
+            mock_clock.jump(seconds)
+            await trio.testing.wait_all_tasks_blocked()
+            answer = await trial.control()
+            seen.append((answer["link"], answer["kmes"]["kme-b"]))
+    assert seen == [("up", "up")] * 2 + [("cut", "hanging")] * 2 + [("up", "up")]
+
+
+async def test_an_event_that_cannot_happen_ends_nothing(config, mock_clock):
+    timetable = (TimedEvent(1.0, Cut("nowhere")), TimedEvent(2.0, Cut("link")))
+    async with running(dataclasses.replace(config, timetable=timetable)) as trial:
+        mock_clock.jump(3.0)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await trial.control())["link"] == "cut"
+
+
+# --- a network ------------------------------------------------------------------------------
+
+
+async def test_keys_travel_over_a_network_of_relays_from_one_kme_to_the_other(config):
+    network = network_of(
+        [fixed("one", "kme-a", "relay"), fixed("two", "relay", "kme-b")], relays=["relay"]
+    )
+    async with running(dataclasses.replace(config, network=network)) as trial:
+        a, b = trial.source("gw-a", "gw-b"), trial.source("gw-b", "gw-a")
+        taken = await a.get_keys(5, 256)
+        found = await b.get_keys_by_id([key.key_id for key in taken], 256)
+        assert [key.key for key in found] == [key.key for key in taken]
+        assert all(key.simulated for key in found)
+        assert (await a.status()).key_rate_bps == 2560.0
+        url = f"http://{trial.addresses.control}/network"
+        answer = json.loads((await trial.control_client.request("GET", url)).body)
+        assert answer["spans"]["two"]["used_bits"] == 5 * 256
+        assert answer["relays"]["relay"]["keys_passed_on"] == 5

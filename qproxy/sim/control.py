@@ -1,17 +1,24 @@
 """The control interface of the simulator: let something happen, and see how things stand.
 
     GET  /network                                   every span, route, relay and KME
+    POST /events  {"event": "cut"}                  any event of qproxy.sim.events
+                  {"event": "cut", "span": "north"}
+                  {"event": "hang", "kme": "kme-a"}
+                  {"event": "restore"}
     GET  /link                                      the first route, in short
-    POST /link    {"action": "cut"}                 any event of qproxy.sim.events
-                  {"action": "cut", "span": "north"}
-                  {"action": "hang", "kme": "kme-a"}
-                  {"action": "restore"}
+    POST /link    {"action": "cut"}                 as /events, answered in short
 
 All answer with how things stand. It is plain HTTP and asks nobody who they are, so it listens
-on this machine only; that a POST must say ``application/json`` keeps web pages from sending one.
+on this machine only. Web pages in a browser on this machine are kept out three times over: a POST
+must say ``application/json``, which a page cannot without being asked first (there is no answer to
+that question); nothing that names an ``Origin`` is obeyed; and over TCP the ``Host`` must be an
+address of this machine itself, so that no name of the page's own leads here (DNS rebinding).
 """
 
 from __future__ import annotations
+
+import ipaddress
+import re
 
 from qproxy.errors import KeySourceError, Reason
 from qproxy.net.http_server import Request, Response
@@ -19,6 +26,9 @@ from qproxy.sim.api import Refusal, require_json
 from qproxy.sim.events import EventError, parse_event
 from qproxy.sim.network import SimulatedNetwork
 from qproxy.sources.etsi014_wire import decode_json, encode_json
+
+_METHODS = {"/network": ("GET",), "/events": ("POST",), "/link": ("GET", "POST")}
+_HOST = re.compile(r"(?:\[(?P<bracketed>[^\[\]]+)\]|(?P<plain>[^:\[\]]+))(?::[0-9]{1,5})?")
 
 
 class Control:
@@ -65,15 +75,38 @@ class Control:
         }
 
     def _handle(self, request: Request, now: float) -> dict[str, object]:
-        if request.path not in {"/link", "/network"} or request.query:
-            raise Refusal(404, "no such resource; expected /link or /network")
-        if request.method == "GET" and request.path == "/network":
-            return self._network.describe(now)
-        if request.method == "POST" and request.path == "/link":
-            require_json(request, always=True)
-            asked = decode_json(request.body, "action", Reason.KME_BAD_REQUEST)
-            self._network.apply(parse_event(asked, word_key="action"), now)
-        elif request.method != "GET":
-            allow = "GET" if request.path == "/network" else "GET, POST"
+        methods = _METHODS.get(request.path)
+        if methods is None or request.query:
+            raise Refusal(404, f"no such resource; expected {', '.join(_METHODS)}")
+        if request.method not in methods:
+            allow = ", ".join(methods)
             raise Refusal(405, f"expected {allow}", headers=(("Allow", allow),))
-        return self.report(now)
+        if request.method == "POST":
+            self._let_happen(request, now)
+        return self.report(now) if request.path == "/link" else self._network.describe(now)
+
+    def _let_happen(self, request: Request, now: float) -> None:
+        if "origin" in request.headers:
+            raise Refusal(403, "web pages are not obeyed")
+        require_json(request, always=True)
+        word_key = "action" if request.path == "/link" else "event"
+        asked = decode_json(request.body, word_key, Reason.KME_BAD_REQUEST)
+        self._network.apply(parse_event(asked, word_key=word_key), now)
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a Host header names this machine by an address of its own, or as ``localhost``.
+
+    Args:
+        host: the header's value, with or without a port; empty where there was none.
+    """
+    match = _HOST.fullmatch(host.strip().lower())
+    if match is None:
+        return False
+    name = match["bracketed"] or match["plain"]
+    if name.removesuffix(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import trio
@@ -24,7 +24,7 @@ from qproxy.net.http_server import HttpLimits, Request, Response, serve_http
 from qproxy.net.listen import open_listeners
 from qproxy.sim.api import KmeApi, Refusal, Site
 from qproxy.sim.build import build_network
-from qproxy.sim.control import Control
+from qproxy.sim.control import Control, is_this_machine
 from qproxy.sim.events import EventError, encode_event
 from qproxy.sim.network import KmeMode, SimulatedNetwork
 from qproxy.sim.timetable import Timetable
@@ -32,8 +32,11 @@ from qproxy.tls.context import server_context
 from qproxy.tls.identity import TlsIdentity, TrustStore
 from qproxy.tls.names import certificate_names
 
-#: A request names at most 1024 keys of some 60 bytes each.
-_LIMITS = HttpLimits(max_body_bytes=128 * 1024, max_connections=256)
+#: A request names at most 1024 keys of some 60 bytes each. An SAE keeps a few connections, and
+#: there may be hundreds of SAEs.
+_LIMITS = HttpLimits(max_body_bytes=128 * 1024, max_connections=1024)
+#: Certificates whose names a KME remembers: one for each connection, and some that are over.
+_MAX_KNOWN = 2 * _LIMITS.max_connections
 #: What a KME answers that is set to talk nonsense: no UTF-8, no JSON, and a byte of zero.
 _GARBAGE = b'{"keys": [\xff\x00'
 _CONTROL_LIMITS = HttpLimits(max_body_bytes=4096, max_connections=16)
@@ -96,7 +99,7 @@ async def run_kme_sim(
             for kme in kmes.values():
                 nursery.start_soon(kme.run)
             if control_listener is not None:
-                nursery.start_soon(_run_control, control, control_listener.sockets, clock)
+                nursery.start_soon(_run_control, control, control_listener, clock)
             nursery.start_soon(_keep_timetable, timetable, network, clock)
             _log.info(
                 "kme_sim_ready", simulated=True, kmes=addresses.kmes, control=addresses.control
@@ -158,6 +161,8 @@ class _Kme:
         self._mode = KmeMode.UP
         self._mode_changed = trio.Event()
         self._serving = trio.CancelScope()
+        #: Whom certificates name, for those of live connections. See :meth:`_requester`.
+        self._known: dict[int, tuple[x509.Certificate, str | None]] = {}
 
     def set_mode(self, mode: KmeMode) -> None:
         """Start or stop answering. KILLED drops every connection and the listener."""
@@ -218,21 +223,31 @@ class _Kme:
         """The one SAE of this KME that a verified client certificate names."""
         if certificate is None:
             return None
+        # A connection brings the same object with each request; reading it takes its time.
+        known = self._known.get(id(certificate))
+        if known is not None and known[0] is certificate:
+            return known[1]
         names = certificate_names(certificate)
         here = [sae for sae in names if self._saes.get(sae) == self._config.name]
-        return here[0] if len(here) == 1 else None
+        requester = here[0] if len(here) == 1 else None
+        while len(self._known) >= _MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+        self._known[id(certificate)] = certificate, requester
+        return requester
 
 
-async def _run_control(
-    control: Control, listeners: Sequence[socket.socket], clock: Callable[[], float]
-) -> None:
+async def _run_control(control: Control, listener: _Listener, clock: Callable[[], float]) -> None:
+    by_tcp = isinstance(listener.address, TcpAddress)
+
     async def handle(request: Request) -> Response:
+        if by_tcp and not is_this_machine(request.headers.get("host", "")):
+            return Refusal(421, "expected this machine's own address as Host").response
         response = control.handle(request, clock())
         if request.method == "POST":
             _log.info("control", status=response.status, **control.report(clock()))
         return response
 
-    await serve_http(handle, listeners, limits=_CONTROL_LIMITS)
+    await serve_http(handle, listener.sockets, limits=_CONTROL_LIMITS)
 
 
 def _listen_control(listen: Address, opened: contextlib.ExitStack) -> _Listener:

@@ -7,7 +7,7 @@ import pytest
 from qproxy.config.model import KmeSimConfig, LinkConfig
 from qproxy.net.http_server import Request
 from qproxy.sim.build import build_network
-from qproxy.sim.control import Control
+from qproxy.sim.control import Control, is_this_machine
 from qproxy.sim.network import KmeMode
 
 
@@ -25,11 +25,20 @@ class Console:
         )
         self.control = Control(self.network)
 
-    def ask(self, method, document=None, *, target="/link", body=b"", kind="application/json"):
+    def ask(
+        self,
+        method,
+        document=None,
+        *,
+        target="/link",
+        body=b"",
+        kind="application/json",
+        **headers,
+    ):
         if document is not None:
             body = json.dumps(document).encode()
         path, _, query = target.partition("?")
-        headers = {"content-type": kind} if kind else {}
+        headers |= {"content-type": kind} if kind else {}
         response = self.control.handle(Request(method, target, path, query, headers, body), 0.0)
         return response.status, json.loads(response.body)
 
@@ -176,3 +185,63 @@ def test_other_paths_and_methods_are_refused(console):
     assert console.ask("POST", {"action": "cut"}, target="/network")[0] == 405
     assert console.ask("GET", target="/link?x=1")[0] == 404
     assert console.ask("DELETE")[0] == 405
+
+
+# --- events, and who may send them --------------------------------------------------------------
+
+
+def test_an_event_is_answered_with_the_whole_network(console):
+    status, answer = console.ask("POST", {"event": "cut", "span": "link"}, target="/events")
+    assert (status, answer["spans"]["link"]["state"]) == (200, "cut")
+    assert console.ask("GET", target="/network")[1] == answer
+    status, answer = console.ask("POST", {"event": "crash", "kme": "kme-a"}, target="/events")
+    assert answer["kmes"]["kme-a"]["mode"] == KmeMode.KILLED
+    assert console.told == [("kme-a", KmeMode.KILLED)]
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"event": "cutt"}, "did you mean 'cut'?"),
+        ({"event": "cut", "span": "south"}, "span: expected one of this network: link"),
+        ({"event": "intercept"}, "fraction: expected a number from 0 to 1, got nothing"),
+        ({"action": "cut"}, "expected one of cut, jam"),
+    ],
+)
+def test_what_is_no_event_is_refused_and_says_why(console, document, said):
+    status, answer = console.ask("POST", document, target="/events")
+    assert status == 400
+    assert said in answer["message"]
+    assert console.ask("GET")[1]["link"] == "up"
+
+
+def test_a_page_in_a_browser_is_not_obeyed(console):
+    for target, word in (("/events", "event"), ("/link", "action")):
+        document = {word: "cut"}
+        assert console.ask("POST", document, target=target, origin="http://127.0.0.1")[0] == 403
+        assert console.ask("POST", document, target=target, kind="text/plain")[0] == 400
+        assert console.ask("OPTIONS", target=target)[0] == 405
+    assert console.ask("GET")[1]["link"] == "up"
+
+
+@pytest.mark.parametrize("target", ["/events", "/network"])
+def test_each_resource_has_its_methods(console, target):
+    wrong = "GET" if target == "/events" else "POST"
+    assert console.ask(wrong, {"event": "cut"}, target=target)[0] == 405
+    assert console.ask("POST", {"event": "cut"}, target=f"{target}?x")[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("host", "ours"),
+    [
+        ("127.0.0.1:8440", True), ("127.9.9.9", True), ("localhost:1", True), ("LOCALHOST.", True),
+        ("[::1]:8440", True), ("[::1]", True), (" 127.0.0.1 ", True),
+        ("", False), ("evil.example", False), ("evil.example:8440", False), ("10.0.0.1", False),
+        ("127.0.0.1.evil.example", False), ("localhost.evil.example", False), ("[::2]", False),
+        ("127.0.0.1:", False), ("127.0.0.1:8440:1", False), ("[::1", False), ("127.0.0.1 x", False),
+        ("user@127.0.0.1", False), ("2130706433", False), ("0x7f.1", False),
+        ("[localhost]x", False),
+    ],
+)  # fmt: skip
+def test_which_hosts_are_this_machine(host, ours):
+    assert is_this_machine(host) is ours

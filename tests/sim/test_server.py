@@ -383,6 +383,21 @@ async def test_the_control_interface_can_be_a_unix_socket(config, tmp_path):
         assert json.loads(received.partition(b"\r\n\r\n")[2])["simulated"] is True
 
 
+@pytest.mark.parametrize(("host", "status"), [("127.0.0.1", 200), ("evil.example", 421)])
+async def test_over_tcp_the_control_interface_answers_to_this_machine_only(config, host, status):
+    """A page whose own name leads here (DNS rebinding) could read and send what it likes."""
+    async with running(config) as trial:
+        address = trial.addresses.control
+        request = f"POST /events HTTP/1.1\r\nHost: {host}:{address.port}\r\nConnection: close\r\n"
+        body = b'{"event":"cut"}'
+        request += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        async with await trio.open_tcp_stream(address.host, address.port) as stream:
+            await stream.send_all(request.encode() + body)
+            received = b"".join([part async for part in stream])
+        assert received.startswith(b"HTTP/1.1 %d " % status)
+        assert (await trial.control())["link"] == ("cut" if status == 200 else "up")
+
+
 async def test_without_a_control_address_there_is_no_control_interface(config):
     async with running(dataclasses.replace(config, control=None)) as trial:
         assert trial.addresses.control is None

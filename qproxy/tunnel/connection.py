@@ -323,8 +323,9 @@ class Connection(Engine):
     def next_turn(self) -> int | None:
         """The stream to ask for data now, of those whose :meth:`sendable` was 0 for want of room.
 
-        Ask after bytes have left, again until it is None: small streams come first, then bulk in
-        turn. Each stream is named once and, where it has more data than it may send, again later.
+        Ask when the transport takes bytes again after :meth:`transport_full`, until it is full or
+        this is None: small streams come first, then bulk in turn. Each stream is named once and,
+        where it has more data than it may send, again later.
 
         Returns:
             A stream ID, or None while nobody waits or there is still no room.

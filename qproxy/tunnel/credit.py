@@ -6,17 +6,17 @@ reader holds back its own stream and nobody else.
 
 Windows, in three rules. A *stream's* window starts small and follows what its reader takes: when
 most of a window is taken within one round trip, the sender is held up by it, and the window grows
-to four times what was taken; when it is far more than is taken in a round trip, it halves. So it
-settles at 1.7 to 4 times the bandwidth-delay product, whatever the path. The *session's* window
+to six times what was taken; when it is far more than is taken in a round trip, it shrinks. So it
+settles at 2 to 4 times the bandwidth-delay product, whatever the path. The *session's* window
 is the memory limit, in full and from the start: it holds up nobody before memory really is short.
-The *budget* lets all streams' windows together grow to three quarters of the session's, each by at
-most half of what is left. So streams that stop reading leave room for those that go on.
+The *budget* lets all streams' windows together grow to three quarters of the session's, and none to
+more than the others have left it. So streams that stop reading leave room for those that go on.
 """
 
 from __future__ import annotations
 
 from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError
-from qproxy.tunnel.constants import INITIAL_STREAM_CREDIT_BYTES
+from qproxy.tunnel.constants import INITIAL_SESSION_CREDIT_BYTES, INITIAL_STREAM_CREDIT_BYTES
 
 #: Round trip assumed until one was measured, in seconds.
 ASSUMED_ROUND_TRIP_S = 0.1
@@ -24,14 +24,23 @@ ASSUMED_ROUND_TRIP_S = 0.1
 #: over a piece of bulk data. On a short path it saves credit frames.
 MIN_ROUND_TRIP_S = 0.005
 #: A window of which more than this share is taken within a round trip is too small.
-FULL_SHARE = 0.6
-#: What a window that is too small grows to, in multiples of what was taken in a round trip.
-GROWTH = 4
-#: A window of more than this many times what is taken in a round trip is too large.
+FULL_SHARE = 0.45
+#: What a window that is too small grows to, in multiples of what was taken in a round trip. So it
+#: nearly trebles in each of the first round trips.
+GROWTH = 6
+#: A window of more than this many times what is taken in a round trip is too large, when it is so
+#: in two round trips in a row: what comes in bursts may fall on either side of one.
 LARGE = 4
+#: It shrinks to this many times, and by no more than half at once.
+ENOUGH = 3
 #: Share of the session's window that all streams' windows may grow to together: the rest is for
 #: the initial credit of streams that have not shown yet what they need.
 BUDGET_SHARE = 0.75
+#: With less than this share of the session's window open to the peer, credit that came back is
+#: announced at once ...
+SHORT_SHARE = 0.125
+#: ... if it is this much, in bytes.
+SHORT_NEWS_BYTES = 64 * 1024
 
 
 class SendCredit:
@@ -58,7 +67,7 @@ class SendCredit:
 
 
 class ReceiveCredit:
-    """What we let the peer send, with a window that stays as it is.
+    """What we let the peer send.
 
     Attributes:
         window: bytes the peer may have under way or unread with us.
@@ -70,12 +79,11 @@ class ReceiveCredit:
     __slots__ = ("_renew_at", "consumed", "limit", "received", "window")
 
     def __init__(self, initial: int, window: int) -> None:
-        """Begin with the limit of the protocol; a smaller window cannot take it back."""
-        self.window = max(initial, window)
+        self.window = window
         self.limit = initial
         self.received = 0
         self.consumed = 0
-        self._renew_at = _three_quarters(self.window)
+        self._renew_at = _three_quarters(window)
 
     @property
     def unread(self) -> int:
@@ -91,11 +99,33 @@ class ReceiveCredit:
                 f"{self.received} bytes received with a credit of {self.limit}",
             )
 
+    def _renew(self) -> int:
+        """The limit to announce."""
+        self.limit = self.consumed + self.window
+        return self.limit
+
+
+class SessionCredit(ReceiveCredit):
+    """What we let the peer send over all streams, with a window that stays as it is.
+
+    Attributes:
+        short_at: with less than this open to the peer, the session is short of credit, in bytes.
+    """
+
+    __slots__ = ("short_at",)
+
+    def __init__(self, max_window: int) -> None:
+        """Begin with the limit of the protocol; a smaller window cannot take it back."""
+        super().__init__(
+            INITIAL_SESSION_CREDIT_BYTES, max(INITIAL_SESSION_CREDIT_BYTES, max_window)
+        )
+        self.short_at = int(SHORT_SHARE * self.window)
+
     def on_consumed(self, count: int) -> int | None:
-        """``count`` bytes were handed on.
+        """``count`` bytes were handed on; with 0, the session may be short of credit.
 
         Returns:
-            The new limit to announce, or None while three quarters of the window are still open.
+            The new limit to announce, or None where that is not worth a frame.
 
         Raises:
             LocalProtocolError: more was handed on than received.
@@ -103,14 +133,12 @@ class ReceiveCredit:
         self.consumed += count
         if self.consumed > self.received:
             raise LocalProtocolError(Reason.INTERNAL_ERROR, "more bytes consumed than received")
-        return self.renew()
-
-    def renew(self) -> int | None:
-        """The limit to announce now, or None where that is not worth a frame."""
-        if self.limit - self.consumed > self._renew_at:
+        if self.limit - self.consumed <= self._renew_at:
+            return self._renew()
+        if self.limit - self.received >= self.short_at:
             return None
-        self.limit = self.consumed + self.window
-        return self.limit
+        news = self.consumed + self.window - self.limit
+        return self._renew() if news >= SHORT_NEWS_BYTES else None
 
 
 class WindowBudget:
@@ -136,7 +164,8 @@ class StreamCredit(ReceiveCredit):
         idle_surveys: how many surveys in a row have found that nothing was handed on.
     """
 
-    __slots__ = ("_budget", "_max_window", "_span_at", "_span_from", "_surveyed", "idle_surveys")
+    __slots__ = ("_budget", "_large", "_max_window", "_span_at", "_span_from", "_surveyed",
+                 "idle_surveys")  # fmt: skip
 
     def __init__(self, max_window: int, budget: WindowBudget, now: float) -> None:
         super().__init__(INITIAL_STREAM_CREDIT_BYTES, INITIAL_STREAM_CREDIT_BYTES)
@@ -145,15 +174,22 @@ class StreamCredit(ReceiveCredit):
         self._budget = budget
         self._span_at = now
         self._span_from = 0
+        self._large = False
         self._surveyed = 0
 
-    def on_handed_on(self, count: int, now: float, round_trip_s: float) -> int | None:
-        """``count`` bytes were handed on. See :meth:`on_consumed`.
+    def on_consumed(self, count: int, now: float, round_trip_s: float) -> int | None:
+        """``count`` bytes were handed on.
 
         Args:
             count: bytes.
             now: the time.
             round_trip_s: shortest lately measured.
+
+        Returns:
+            The new limit to announce, or None while three quarters of the window are still open.
+
+        Raises:
+            LocalProtocolError: more was handed on than received.
         """
         self.consumed += count
         if self.consumed > self.received:
@@ -161,7 +197,9 @@ class StreamCredit(ReceiveCredit):
         if self.limit - self.consumed > self._renew_at:
             return None
         self._tune(now, max(round_trip_s, MIN_ROUND_TRIP_S))
-        return self.renew()
+        if self.limit - self.consumed > self._renew_at:
+            return None  # The window has shrunk.
+        return self._renew()
 
     def survey(self) -> None:
         """Called from time to time: a window that nobody uses halves."""
@@ -170,7 +208,7 @@ class StreamCredit(ReceiveCredit):
             self.idle_surveys = 0
             return
         self.idle_surveys += 1
-        self._shrink()
+        self._shrink(0)
 
     def release(self) -> None:
         """No more data will come: the window goes back to the budget."""
@@ -186,17 +224,23 @@ class StreamCredit(ReceiveCredit):
             self._span_at = now
             self._span_from = self.consumed
         if taken > FULL_SHARE * self.window:
-            more = min(GROWTH * taken, self._max_window) - self.window
-            more = min(more, self._budget.free // 2)
-            if more > 0:
-                self._resize(self.window + more)
-        elif over and LARGE * taken < self.window:
-            self._shrink()
+            # Half of what the others have left free: one as large as this would still fit.
+            others = self._budget.free + self.window - INITIAL_STREAM_CREDIT_BYTES
+            share = INITIAL_STREAM_CREDIT_BYTES + others // 2
+            larger = min(GROWTH * taken, self._max_window, share)
+            if larger > self.window:
+                self._resize(larger)
+            self._large = False
+        elif over:
+            was_large, self._large = self._large, LARGE * taken < self.window
+            if was_large and self._large:
+                self._shrink(ENOUGH * taken)
 
-    def _shrink(self) -> None:
-        """Halve the window. What waits to be read keeps its place in the budget."""
-        if self.window > INITIAL_STREAM_CREDIT_BYTES:
-            self._resize(max(INITIAL_STREAM_CREDIT_BYTES, self.window // 2, self.unread))
+    def _shrink(self, enough: int) -> None:
+        """At most halve the window. What waits to be read keeps its place in the budget."""
+        smaller = max(INITIAL_STREAM_CREDIT_BYTES, self.window // 2, enough, self.unread)
+        if smaller < self.window:
+            self._resize(smaller)
 
     def _resize(self, window: int) -> None:
         budget = self._budget

@@ -108,7 +108,7 @@ class Engine:
         self._random_bytes = random_bytes
         self._events: list[Event] = []
         self._splitter = RecordSplitter()
-        self._writer = RecordWriter()
+        self._writer = RecordWriter(now)
         self._tls: TlsPhase | None = TlsPhase(tls_context, role, settings, find_peer)
         self._epochs: ClientEpochs | ServerEpochs | None = None
         self._opener: RecordOpener | None = None
@@ -151,6 +151,8 @@ class Engine:
             raise RemoteProtocolError(
                 Reason.PEER_NOT_READING, f"{self._writer.pending} bytes wait for the peer to read"
             )
+        if now >= self._writer.pace.look_at:
+            self._writer.pace.look(self._writer.sent_bytes, now)
         if self.phase is Phase.OPEN:
             reason = self._check_due(now)
             if reason is not None:

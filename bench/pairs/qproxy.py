@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.children import Child, wait_until
@@ -20,13 +20,20 @@ class QProxy(ProxyPair):
     Args:
         name: the row's name.
         rekey_interval_s: how often the running tunnel changes keys, in seconds.
+        peer_settings: more settings of the peer, in both gateways' configurations.
     """
 
     kind = Kind.SUBJECT
 
-    def __init__(self, name: str = "qproxy", rekey_interval_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        name: str = "qproxy",
+        rekey_interval_s: float = 60.0,
+        peer_settings: Mapping[str, object] | None = None,
+    ) -> None:
         self.name = name
         self._rekey_interval_s = rekey_interval_s
+        self._peer_settings = dict(peer_settings or {})
 
     def version(self) -> str:
         """What ``qproxy --version`` prints, in one line."""
@@ -78,16 +85,18 @@ class QProxy(ProxyPair):
         """The near gateway's log tells when the tunnel is up, and in which mode."""
         near = running.proxies["near"]
         wait_until(
-            lambda: any(_events(near, "tunnel_up")), f"{self.name}: tunnel", running.processes
+            lambda: any(gateway_events(near, "tunnel_up")),
+            f"{self.name}: tunnel",
+            running.processes,
         )
-        mode = next(_events(near, "tunnel_up")).get("mode")
+        mode = next(gateway_events(near, "tunnel_up")).get("mode")
         if mode != "hybrid":
             raise BenchError(f"{self.name}: expected a hybrid tunnel, got {mode}")
         running.facts["mode"] = mode
 
     def facts_at_end(self, running: Running) -> dict[str, str | int]:
         """Epochs, from the near gateway's last words. Raises BenchError where one was classical."""
-        for totals in _events(running.proxies["near"], "peer_totals"):
+        for totals in gateway_events(running.proxies["near"], "peer_totals"):
             if totals["classical_epochs"]:
                 raise BenchError(f"{self.name}: {totals['classical_epochs']} classical epochs")
             return {"epochs": totals["hybrid_epochs"], "qkd_keys": totals["qkd_keys"]}
@@ -107,6 +116,7 @@ class QProxy(ProxyPair):
                     "aead": "aes-256-gcm",
                     "kem": "ml-kem-1024",
                     "rekey": {"interval_s": self._rekey_interval_s},
+                    **self._peer_settings,
                 }
             },
             "key_sources": {kme: source},
@@ -130,7 +140,7 @@ def _write(site: Site, role: str, config: dict[str, Any]) -> str:
     return str(site.write(f"{role}.yaml", json.dumps(config, indent=2)))
 
 
-def _events(child: Child, name: str) -> Iterator[dict[str, Any]]:
+def gateway_events(child: Child, name: str) -> Iterator[dict[str, Any]]:
     """Events of that name in a gateway's log; a line still being written is passed over."""
     for line in child.log.read_text(errors="replace").splitlines():
         try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -52,6 +54,21 @@ class GatewayError(QproxyError):
     """The gateway cannot run: an address cannot be bound."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supervision:
+    """What a gateway has from a supervisor, where it is one of several workers.
+
+    Attributes:
+        open_listener: sockets for a listener of this name, which listen already.
+        orders: signals, as if they had come to this process.
+        serve: runs beside the gateway once it takes connections.
+    """
+
+    open_listener: Callable[[str], list[socket.socket]]
+    orders: AsyncIterator[int]
+    serve: Callable[[Gateway, Reloader], Awaitable[None]]
+
+
 class Gateway:
     """Everything one process runs.
 
@@ -93,12 +110,12 @@ class Gateway:
         self._pending = trio.Semaphore(MAX_PENDING_HANDSHAKES)
         self._admitted = 0
 
-    def open(self) -> None:
+    def open(self, supervision: Supervision | None = None) -> None:
         """Bind every listener. Raises GatewayError naming the one that cannot be bound."""
         try:
             for name, listener in self.listeners.items():
                 where = f"listeners.{name}.listen: {listener.config.listen}"
-                listener.open()
+                listener.open(None if supervision is None else supervision.open_listener(name))
             if self.config.tunnel.listen is not None:
                 where = f"tunnel.listen: {self.config.tunnel.listen}"
                 self.tunnel_sockets = open_listeners(self.config.tunnel.listen)
@@ -229,6 +246,21 @@ class Gateway:
                 return
             nursery.start_soon(self._run_incoming, sock)
 
+    async def carry_tunnel(self, sock: socket.socket, begun: Callable[[], None]) -> None:
+        """Carry a tunnel that the supervisor has accepted, to its end.
+
+        Args:
+            sock: not a byte of it was read; it is closed whatever happens.
+            begun: called once the tunnel has a place among the pending handshakes.
+        """
+        with sock:
+            await self._pending.acquire()
+            begun()
+            if self.draining:
+                self._pending.release()
+                return
+            await self._run_incoming(sock)
+
     async def _run_incoming(self, sock: socket.socket) -> None:
         incoming = _Incoming(self, text_address(_peer_address(sock)), self._log)
         tunnel = None
@@ -281,7 +313,14 @@ class Gateway:
         source, kind = None, None
         if config.key_source is not None:
             source, kind = build_source(self.config.key_sources[config.key_source], config)
-        quantum = QuantumSide(config, source, kind, log, now=trio.current_time())
+        quantum = QuantumSide(
+            config,
+            source,
+            kind,
+            log,
+            now=trio.current_time(),
+            workers=max(1, self.config.node.workers),
+        )
         return Peer(
             config,
             self.config,
@@ -364,12 +403,20 @@ def _peer_address(sock: socket.socket) -> object:
 
 
 async def run_gateway(
-    config: GatewayConfig, *, task_status: trio.TaskStatus[Gateway] = trio.TASK_STATUS_IGNORED
+    config: GatewayConfig,
+    *,
+    supervision: Supervision | None = None,
+    task_status: trio.TaskStatus[Gateway] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a gateway until SIGTERM or SIGINT; SIGHUP loads certificates and the like again.
 
     The first signal drains: no new connections, those in progress go on for at most
     ``shutdown.drain_s``, then every tunnel gets an authenticated END. A second one ends at once.
+
+    Args:
+        config: what to run.
+        supervision: where it is one of several workers; its supervisor gives the orders then.
+        task_status: started once it takes connections.
 
     Raises:
         ConfigError: something the configuration names cannot be used.
@@ -386,17 +433,17 @@ async def run_gateway(
     await gateway.audit.open(gateway.kem_provider)
     ended = Reason.INTERNAL_ERROR
     try:
-        gateway.open()
+        gateway.open(supervision)
         async with trio.open_nursery() as nursery:
-            with (
-                trio.open_signal_receiver(*_SIGNALS) as signals,
-                held_pid_file(config.node.pid_file),
-            ):
+            with _orders(supervision) as signals, held_pid_file(config.node.pid_file):
                 await gateway.run(nursery)
                 await _start_admin(gateway, nursery, log)
                 reloader = Reloader(gateway, log)
                 nursery.start_soon(reloader.run)
-                gateway.log_start()
+                if supervision is None:
+                    gateway.log_start()
+                else:
+                    nursery.start_soon(supervision.serve, gateway, reloader)
                 task_status.started(gateway)
                 async with trio.open_nursery() as ending:
                     ending.start_soon(_end_without_audit, gateway, ending)
@@ -417,6 +464,14 @@ async def run_gateway(
         log.info("gateway_stopped")
     if (failure := gateway.audit.failure()) is not None:
         raise failure
+
+
+def _orders(
+    supervision: Supervision | None,
+) -> contextlib.AbstractContextManager[AsyncIterator[int]]:
+    if supervision is None:
+        return trio.open_signal_receiver(*_SIGNALS)
+    return contextlib.nullcontext(supervision.orders)
 
 
 async def _start_admin(gateway: Gateway, nursery: trio.Nursery, log: Logger) -> None:

@@ -49,17 +49,18 @@ LIMITS: Final = HttpLimits(
 _HEADERS: Final = (("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"))
 
 Handler = Callable[[Request], Awaitable[Response]]
+TakeSnapshot = Callable[[], Awaitable[GatewayStatus]]
 
 
 class AdminApi:
     """Answers requests from snapshots.
 
     Args:
-        take_snapshot: reads the gateway, now.
+        take_snapshot: reads the gateway, now; it may have to ask its workers.
         config: where it listens, for the check of the Host header.
     """
 
-    def __init__(self, take_snapshot: Callable[[], GatewayStatus], config: AdminConfig) -> None:
+    def __init__(self, take_snapshot: TakeSnapshot, config: AdminConfig) -> None:
         self._take_snapshot = take_snapshot
         self._config = config
         self._resources: dict[str, Handler] = {
@@ -86,11 +87,11 @@ class AdminApi:
         return _json(200, {"alive": True})
 
     async def _ready(self, _request: Request) -> Response:
-        assessment = assess(self._take_snapshot())
+        assessment = assess(await self._take_snapshot())
         return _json(200 if assessment.ready else 503, readiness_document(assessment))
 
     async def _metrics(self, request: Request) -> Response:
-        status = self._take_snapshot()
+        status = await self._take_snapshot()
         # With many peers the text is long: it is made beside the event loop, not on it.
         body, content_type = await trio.to_thread.run_sync(
             lambda: render_metrics(status, assess(status), request.headers.get("accept", ""))
@@ -98,7 +99,7 @@ class AdminApi:
         return Response(200, body, content_type, _HEADERS)
 
     async def _status(self, _request: Request) -> Response:
-        status, time = self._take_snapshot(), dt.datetime.now(dt.UTC)
+        status, time = await self._take_snapshot(), dt.datetime.now(dt.UTC)
         body = await trio.to_thread.run_sync(
             lambda: encode_document(status_document(status, assess(status), time))
         )
@@ -148,10 +149,25 @@ async def serve_admin(
     log: Logger,
     task_status: trio.TaskStatus[tuple[str, ...]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
+    """Serve a gateway's state until cancelled; see :func:`serve_snapshots`."""
+
+    async def take_snapshot() -> GatewayStatus:
+        return snapshot(gateway, trio.current_time())
+
+    await serve_snapshots(take_snapshot, config, log=log, task_status=task_status)
+
+
+async def serve_snapshots(
+    take_snapshot: TakeSnapshot,
+    config: AdminConfig,
+    *,
+    log: Logger,
+    task_status: trio.TaskStatus[tuple[str, ...]] = trio.TASK_STATUS_IGNORED,
+) -> None:
     """Serve until cancelled. A fault in here never ends the gateway once it has started.
 
     Args:
-        gateway: whose state is shown.
+        take_snapshot: reads the gateway, now.
         config: where to listen; ``listen`` is not None.
         log: for the address, and for faults.
         task_status: started with the addresses once connections are accepted.
@@ -163,7 +179,7 @@ async def serve_admin(
         raise ValueError("admin.listen is not configured")
     listeners = open_listeners(config.listen)
     addresses = tuple(_text_address(config, sock.getsockname()) for sock in listeners)
-    api = AdminApi(lambda: snapshot(gateway, trio.current_time()), config)
+    api = AdminApi(take_snapshot, config)
     serve = partial(
         serve_http, api.handle, listeners, limits=LIMITS, log=logging.getLogger(__name__)
     )

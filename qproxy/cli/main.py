@@ -59,6 +59,12 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of a gateway")
     run.set_defaults(command="qproxy.cli.run:run_command", interrupted=ExitCode.DONE)
 
+    # Started by 'qproxy run' for node.workers; without help, so that nobody is shown it.
+    worker = commands.add_parser("worker")
+    worker.add_argument("--number", type=int, required=True)
+    worker.add_argument("--channel", type=int, required=True)
+    worker.set_defaults(command="qproxy.cli.run:worker_command")
+
     check = commands.add_parser(
         "check",
         help="say what a configuration does, and what is wrong with it",

@@ -10,21 +10,54 @@ from functools import partial
 
 import trio
 
-from qproxy.cli.output import ExitCode
+from qproxy.cli.output import ExitCode, print_error
 from qproxy.cli.preflight import inspect_gateway
 from qproxy.config.model import GatewayConfig
 from qproxy.config.reader import load_gateway_config, load_kme_sim_config
 from qproxy.log import configure_logging, get_logger
+from qproxy.supervisor.cpus import worker_count
 
 
 def run_command(options: argparse.Namespace) -> ExitCode:
     """Run a gateway until it is told to stop."""
     config = load_gateway_config(options.config)
     configure_logging(config.log)
+    started = _OnStart(lambda: _log_findings(config))
+    workers = worker_count(config.node.workers)
+    if workers > 1:
+        return _run_workers(config, workers, started)
     from qproxy.runtime.gateway import run_gateway  # noqa: PLC0415 - not before the file is right
 
-    trio.run(partial(run_gateway, config, task_status=_OnStart(lambda: _log_findings(config))))
+    trio.run(partial(run_gateway, config, task_status=started))
     return ExitCode.DONE
+
+
+def _run_workers(config: GatewayConfig, workers: int, started: _OnStart) -> ExitCode:
+    from qproxy.supervisor.slot import WorkerFailedError  # noqa: PLC0415 - most run no workers
+    from qproxy.supervisor.supervisor import run_supervisor  # noqa: PLC0415 - most run no workers
+
+    try:
+        trio.run(partial(run_supervisor, config, workers, task_status=started))
+    except WorkerFailedError as error:
+        # It has said why, on the same standard error.
+        return ExitCode.CONFIG if error.exit_code == ExitCode.CONFIG else ExitCode.FAILED
+    return ExitCode.DONE
+
+
+def worker_command(options: argparse.Namespace) -> int:
+    """Be a worker of a gateway; only a supervisor calls this, with a channel to be inherited."""
+    from qproxy.runtime.audit import AuditFailureError  # noqa: PLC0415 - needed by workers alone
+    from qproxy.supervisor.slot import AUDIT_EXIT_CODE  # noqa: PLC0415 - needed by workers alone
+    from qproxy.supervisor.worker import run_worker  # noqa: PLC0415 - needed by workers alone
+
+    code = int(ExitCode.DONE)
+    try:
+        trio.run(run_worker, options.channel)
+    except* AuditFailureError as group:
+        for error in group.exceptions:
+            print_error(str(error), getattr(error, "hint", None))
+        code = AUDIT_EXIT_CODE
+    return code
 
 
 def kme_sim_command(options: argparse.Namespace) -> ExitCode:

@@ -23,7 +23,11 @@ UNIX = AdminConfig(listen=UnixAddress("/run/admin.sock"))
 
 async def ask(path, *, status=made.GATEWAY, method="GET", host="localhost", config=LOOPBACK):
     headers = {} if host is None else {"host": host}
-    api = AdminApi(lambda: status, config)
+
+    async def take_snapshot():
+        return status
+
+    api = AdminApi(take_snapshot, config)
     return await api.handle(Request(method, path, path, "", headers, b""))
 
 

@@ -1,8 +1,9 @@
-"""The command line of `qproxy kme` and `qproxy kme-sim`."""
+"""The command line of `qproxy kme` and `qproxy kme-sim ctl`."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,6 +54,41 @@ def add_kme(commands: argparse._SubParsersAction[Any], exit_codes: str) -> None:
     )
     check.add_argument("--json", action="store_true", help="print one JSON object")
     check.set_defaults(command="qproxy.cli.kme:kme_check_command")
+
+
+#: Where the simulator listens for events in the examples.
+DEFAULT_CONTROL: Final = "127.0.0.1:8440"
+#: The words that :func:`joined` makes one of, so that argparse takes them for a command.
+CTL: Final = "kme-sim ctl"
+
+
+def joined(arguments: Sequence[str]) -> list[str]:
+    """`kme-sim ctl` as one word: after `kme-sim` argparse would take `ctl` for a file."""
+    if list(arguments[:2]) == CTL.split():
+        return [CTL, *arguments[2:]]
+    return list(arguments)
+
+
+def add_kme_ctl(commands: argparse._SubParsersAction[Any], exit_codes: str) -> None:
+    """Add `kme-sim ctl`, for :func:`joined` arguments."""
+    ctl = commands.add_parser(
+        CTL,
+        help="let something happen to a running simulator, or see how it stands",
+        description="'status' shows spans, routes, relays and KMEs; 'events' lists every event "
+        "and what it takes; any other word is an event: 'cut north', 'intercept north 0.3', "
+        "'crash kme-a store=lost', 'restore'. A simulated link is disturbed, no real one.",
+        epilog=exit_codes,
+    )
+    ctl.add_argument("words", nargs="+", metavar="EVENT", help="the event, then what it is about")
+    ctl.add_argument(
+        "--control",
+        default=DEFAULT_CONTROL,
+        metavar="ADDRESS",
+        help="HOST:PORT, unix:/PATH or URL of kme_sim.control.listen, or the YAML file that has "
+        "it (default: %(default)s)",
+    )
+    ctl.add_argument("--json", action="store_true", help="print the network as JSON")
+    ctl.set_defaults(command="qproxy.cli.kme_ctl:kme_ctl_command")
 
 
 def _keys(text: str) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from qproxy.cli.audit_options import add_audit
-from qproxy.cli.kme_options import add_kme
+from qproxy.cli.kme_options import add_kme, add_kme_ctl, joined
 from qproxy.cli.output import ExitCode, print_config_error, print_error
 from qproxy.errors import ConfigError, QproxyError
 
@@ -94,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     sim.add_argument("config", type=Path, metavar="CONFIG", help="YAML file with a kme_sim section")
     sim.set_defaults(command="qproxy.cli.run:kme_sim_command", interrupted=ExitCode.DONE)
 
+    add_kme_ctl(commands, _EXIT_CODES)
     add_kme(commands, _EXIT_CODES)
     _add_status(commands)
     add_audit(commands, _EXIT_CODES)
@@ -228,7 +229,7 @@ def _positive(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Only argparse itself ever exits."""
-    options = build_parser().parse_args(arguments)
+    options = build_parser().parse_args(joined(sys.argv[1:] if arguments is None else arguments))
     module, _, function = str(options.command).partition(":")
     try:
         return int(getattr(importlib.import_module(module), function)(options))

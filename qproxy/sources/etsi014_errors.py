@@ -74,8 +74,9 @@ def _classify(
     if status in {401, 403}:
         return Reason.KME_UNAUTHORIZED, False
     if prescribed is ErrorMessage.KEYS_NOT_FOUND:
-        return Reason.KEY_NOT_FOUND, False
-    if prescribed is not None:
+        if call is Call.DEC_KEYS:
+            return Reason.KEY_NOT_FOUND, False
+    elif prescribed is not None:
         return Reason.KME_BAD_REQUEST, False
     says_exhausted = error is not None and _EXHAUSTED.search(error.message) is not None
     if call is Call.ENC_KEYS and says_exhausted:

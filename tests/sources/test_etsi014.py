@@ -606,8 +606,7 @@ async def test_what_a_get_cannot_say_is_said_by_post(kme):
 async def test_the_standards_own_refusals_are_told_in_its_words(kme, source, text):
     kme.answers_with(error(400, text), error(400, text))
     caught = await refused(source.get_keys(1, 256))
-    not_found = text is ErrorMessage.KEYS_NOT_FOUND
-    assert caught.reason is (Reason.KEY_NOT_FOUND if not_found else Reason.KME_BAD_REQUEST)
+    assert caught.reason is Reason.KME_BAD_REQUEST
     assert str(text) in str(caught)
     assert not caught.retryable
 

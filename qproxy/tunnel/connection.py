@@ -330,7 +330,12 @@ class Connection(Engine):
         Returns:
             A stream ID, or None while nobody waits or there is still no room.
         """
-        return self.session.next_turn() if self.phase is Phase.OPEN else None
+        turns = self.session.turns
+        if turns.waiting:
+            return self.session.next_turn()
+        if not turns.more:
+            self._writer.pace.idle = True
+        return None
 
     def send_data(self, stream_id: int, data: memoryview) -> int:
         """Send stream data. Returns the number of bytes taken, from the front.

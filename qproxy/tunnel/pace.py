@@ -38,7 +38,7 @@ class Pace:
     Attributes:
         high_water: stream data is taken while less than this waits to be sent, in bytes.
         look_at: when to call :meth:`look` again.
-        idle: there was a moment with room and nothing to send since the transport was full.
+        idle: since the transport was full there was a moment with room and nothing to send.
     """
 
     __slots__ = ("_dry", "_fillings", "_full_at", "_looked_at", "_measured_bytes", "_measured_s",

@@ -58,6 +58,7 @@ class Session:
 
     Attributes:
         streams: the live ones.
+        turns: those of them that wait for room in the output.
         round_trip_s: smoothed, or the assumption it starts with.
         going_away: no new streams may be opened, whoever said so.
         bytes_sent: application bytes sent since the tunnel began.
@@ -89,7 +90,7 @@ class Session:
         self._events = events
         self._send_credit = SendCredit(INITIAL_SESSION_CREDIT_BYTES)
         self._starved = False
-        self._turns = Turns(writer)
+        self.turns = Turns(writer)
         self._round_trips: deque[float] = deque(maxlen=_RTT_MEMORY)
         self._base_round_trip_s = ASSUMED_ROUND_TRIP_S
         self._survey_at = now
@@ -143,20 +144,17 @@ class Session:
         credit = stream.send_credit.limit - stream.send_credit.sent
         session_credit = self._send_credit.limit - self._send_credit.sent
         if credit <= 0 or session_credit <= 0:
+            self.turns.more = False
             stream.starved = credit <= 0
             self._starved = self._starved or session_credit <= 0
             return 0
-        stream.offered = min(credit, session_credit, self._turns.room(stream))
+        stream.offered = min(credit, session_credit, self.turns.room(stream))
         return stream.offered
 
     def next_turn(self) -> int | None:
         """The stream whose turn it is, of those that found no room; None while there is none."""
-        stream = self._turns.next()
-        if stream is not None:
-            return stream.stream_id
-        if not self._turns:
-            self._writer.pace.idle = True
-        return None
+        stream = self.turns.next()
+        return None if stream is None else stream.stream_id
 
     def send_data(self, stream_id: int, data: memoryview) -> int:
         """Send as much as credit and room allow. Returns the number of bytes taken."""
@@ -312,6 +310,7 @@ class Session:
         """The tunnel is over: every stream ends with a reset event."""
         for stream in self.streams:
             self.streams.remove(stream)
+            self.turns.forget(stream)
             self._events.append(StreamReset(stream.stream_id, reason))
 
     def _on_open(self, stream_id: int, payload: bytes, now: float) -> None:
@@ -403,7 +402,7 @@ class Session:
         stream.send_credit.sent += count
         self._send_credit.sent += count
         self.bytes_sent += count
-        self._turns.added(stream, count)
+        self.turns.added(stream, count)
 
     def _give_back_session_credit(self, count: int) -> None:
         limit = self._receive_credit.on_consumed(count)
@@ -418,6 +417,6 @@ class Session:
     def _remove(self, stream: Stream) -> None:
         unread = stream.receive_credit.unread
         self.streams.remove(stream)
-        self._turns.forget(stream)
+        self.turns.forget(stream)
         if unread:
             self._give_back_session_credit(unread)

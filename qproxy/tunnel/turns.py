@@ -27,23 +27,27 @@ MIN_TURN_BYTES = 4 * MAX_PAYLOAD_BYTES
 
 
 class Turns:
-    """Who waits for room in the output of one tunnel."""
+    """Who waits for room in the output of one tunnel.
 
-    __slots__ = ("_bulk", "_small", "_writer")
+    Attributes:
+        waiting: how many streams do.
+        more: whoever asked or added last had more to send than it could.
+    """
+
+    __slots__ = ("_bulk", "_small", "_writer", "more", "waiting")
 
     def __init__(self, writer: RecordWriter) -> None:
+        self.waiting = 0
+        self.more = False
         self._writer = writer
         self._small: dict[Stream, None] = {}
         self._bulk: dict[Stream, None] = {}
-
-    def __len__(self) -> int:
-        return len(self._small) + len(self._bulk)
 
     def room(self, stream: Stream) -> int:
         """Bytes the stream may add now. With 0 it is remembered, and named by :meth:`next`."""
         room = self._writer.data_room
         bulk = stream.bulk
-        if len(self._small) + len(self._bulk) > stream.waiting:
+        if self.waiting > stream.waiting:
             # Others wait: nobody has more than a turn, and a second one only after them.
             if bulk and stream.turn == self._writer.drained:
                 room = 0
@@ -57,11 +61,11 @@ class Turns:
             room = SMALL_BYTES
         if stream.waiting:
             self.forget(stream)
-        return room
+        return room - room % MAX_PAYLOAD_BYTES
 
     def added(self, stream: Stream, count: int) -> None:
         """The stream added ``count`` bytes, out of those it was offered last."""
-        stream.bulk = count >= stream.offered or count >= SMALL_BYTES
+        self.more = stream.bulk = count >= stream.offered or count >= SMALL_BYTES
         stream.turn = self._writer.drained
 
     def next(self) -> Stream | None:
@@ -82,12 +86,14 @@ class Turns:
         stream.waiting = False
         self._small.pop(stream, None)
         self._bulk.pop(stream, None)
+        self.waiting = len(self._small) + len(self._bulk)
 
     def _wait(self, stream: Stream) -> None:
         """A stream that asks again while it waits keeps its place."""
         if not stream.waiting:
             stream.waiting = True
             (self._bulk if stream.bulk else self._small)[stream] = None
+            self.waiting += 1
 
     def _turn_bytes(self) -> int:
         quarter = self._writer.pace.high_water // 4

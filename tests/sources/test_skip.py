@@ -11,8 +11,10 @@ from qproxy.errors import ConfigError, KeySourceError, Reason
 from qproxy.net.http_client import HttpClient, HttpClientError, HttpErrorKind, HttpResponse
 from qproxy.sources.base import KeySource
 from qproxy.sources.skip import MAX_PARALLEL_REQUESTS, SkipSource
+from tests.sources.hostile.raw import http, serve
+from tests.sources.hostile.secrecy import all_of as everything_said
 from tests.sources.skip_provider import provider_pair, serving
-from tests.sources.test_etsi014_hostile import everything_said, http, serve
+
 
 KEY = bytes(range(1, 33)).hex()
 CAPABILITIES = {

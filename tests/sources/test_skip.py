@@ -15,7 +15,6 @@ from tests.sources.hostile.raw import http, serve
 from tests.sources.hostile.secrecy import all_of as everything_said
 from tests.sources.skip_provider import provider_pair, serving
 
-
 KEY = bytes(range(1, 33)).hex()
 CAPABILITIES = {
     "entropy": False,

@@ -128,30 +128,32 @@ class Slot:
         served = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_when, served, task_status)
-            while not self._stopping.is_set():
-                began = trio.current_time()
-                code = await self._live(served)
-                if self._stopping.is_set():
-                    self._log.info("worker_ended", how=self._last_end)
-                    break
-                if not served.is_set():
-                    raise WorkerFailedError(self.number, code)
-                if self.audit_failed:
-                    break
-                pause_s = self._backoff.pause_s(trio.current_time() - began)
-                write = self._log.error if code else self._log.info
-                write(
-                    "worker_died" if code else "worker_ended",
-                    how=self._last_end,
-                    restart_in_s=round(pause_s, 3),
-                )
-                self._due_at = trio.current_time() + pause_s
-                self._on_change()
-                with trio.move_on_after(pause_s):
-                    await self._stopping.wait()
+            code = await self._keep(served)
             nursery.cancel_scope.cancel()
         if not served.is_set():
+            if not self._stopping.is_set():
+                raise WorkerFailedError(self.number, code)
             task_status.started()  # told to stop before it could
+
+    async def _keep(self, served: trio.Event) -> int:
+        """One life after the other. Returns the last one's exit code."""
+        code = 0
+        while not self._stopping.is_set():
+            began = trio.current_time()
+            code = await self._live(served)
+            if self._stopping.is_set():
+                self._log.info("worker_ended", how=self._last_end)
+            if not served.is_set() or self.audit_failed or self._stopping.is_set():
+                break
+            pause_s = self._backoff.pause_s(trio.current_time() - began)
+            self._due_at = trio.current_time() + pause_s
+            self._on_change()
+            write = self._log.error if code else self._log.info
+            event = "worker_died" if code else "worker_ended"
+            write(event, how=self._last_end, restart_in_s=round(pause_s, 3))
+            with trio.move_on_after(pause_s):
+                await self._stopping.wait()
+        return code
 
     def stop(self) -> None:
         """When the worker ends, it has ended as it should. Idempotent."""

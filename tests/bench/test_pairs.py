@@ -187,11 +187,6 @@ def test_a_tunnel_that_is_not_hybrid_makes_the_run_fail(tmp_path: Path, site) ->
         QProxy().await_tunnel(site, running)
 
 
-def test_without_a_name_the_benchmarks_are_listed(capsys) -> None:
-    assert main([]) == 0
-    assert "throughput" in capsys.readouterr().out
-
-
 def test_the_command_line_runs_the_chosen_pair_and_writes_its_record(
     tmp_path: Path, capsys
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bench.command import Benchmark
 from bench.connections import CONNECTIONS
 from bench.fairness import FAIRNESS
+from bench.growth import GROWTH
 from bench.handshake import HANDSHAKE
 from bench.keybudget import KEYBUDGET
 from bench.kme import KME
@@ -22,6 +23,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     CONNECTIONS,
     REQUESTS,
     MEMORY,
+    GROWTH,
     HANDSHAKE,
     WAN,
     FAIRNESS,

@@ -26,12 +26,14 @@ class Bench(Generic[ClientT]):
     """One pair at work with the load generator beside it.
 
     Attributes:
+        name: the pair's, and its row's.
         running: the pair.
         client: has reached the service through the pair.
         service: the service behind it.
         first: no round before this one measured the pair.
     """
 
+    name: str
     running: Running
     client: ClientT
     service: Service
@@ -104,7 +106,7 @@ def _measure_once(
     try:
         with pair.running(site) as running:
             _connect(client, running)
-            for case, values in measure(Bench(running, client, service, number == 0)):
+            for case, values in measure(Bench(pair.name, running, client, service, number == 0)):
                 busy = {**values, "load_average": load_average()}
                 record.samples.append(Sample(row.name, number, case, busy))
                 progress(f"round {number + 1}  {row.name:<20} {case:<6} {_values(values)}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-import time
 from collections.abc import Iterator
 
 from bench.traffic.mover import Mover
@@ -53,39 +52,39 @@ class Flows:
 
         Raises:
             TrafficError: one did not come about; those that did stay.
-            OSError: the same.
         """
-        before, last = len(self.sockets), len(self.sockets) + count
-        with polling() as poll:
-            waiting: dict[int, socket.socket] = {}
-            began = before
-            while began < last or waiting:
-                while began < last and len(waiting) < OPENING:
-                    sock = connect(port, began)
-                    waiting[sock.fileno()] = sock
-                    poll.register(sock.fileno(), _OUT)
-                    began += 1
-                try:
-                    self._proceed(poll, waiting, before)
-                except BaseException:
-                    for sock in waiting.values():
-                        sock.close()
-                    raise
+        began, last = len(self.sockets), len(self.sockets) + count
+        waiting: dict[int, socket.socket] = {}
+        try:
+            with polling() as poll:
+                while began < last or waiting:
+                    while began < last and len(waiting) < OPENING:
+                        sock = connect(port, began)
+                        waiting[sock.fileno()] = sock
+                        poll.register(sock.fileno(), _OUT)
+                        began += 1
+                    self._proceed(poll, waiting)
+        except (OSError, TrafficError) as error:
+            opened = len(self.sockets)
+            raise TrafficError(f"{opened} connections open, then: {error}") from None
+        finally:
+            for sock in waiting.values():
+                sock.close()
 
-    def _proceed(self, poll: select.epoll, waiting: dict[int, socket.socket], before: int) -> None:
+    def _proceed(self, poll: select.epoll, waiting: dict[int, socket.socket]) -> None:
         for descriptor, events in wait(poll):
             sock = waiting[descriptor]
             probe = message(descriptor, PROBE_BYTES)
-            if events & _OUT and not events & ~_OUT:
+            if events == _OUT:
                 sock.send(probe)
                 poll.modify(descriptor, _IN)
-            else:
-                # Shorter answers than the probe do not happen on a path that passes it on whole.
-                if sock.recv(2 * PROBE_BYTES) != probe:
-                    done = len(self.sockets) - before
-                    raise TrafficError(f"connection {done + 1}: ended, or not what was sent")
-                poll.unregister(descriptor)
-                self.sockets.append(waiting.pop(descriptor))
+                continue
+            # Shorter answers than the probe do not happen on a path that passes it on whole.
+            answer = sock.recv(2 * PROBE_BYTES)
+            if answer != probe:
+                raise TrafficError("ended" if not answer else "not what was sent")
+            poll.unregister(descriptor)
+            self.sockets.append(waiting.pop(descriptor))
 
     def close(self) -> None:
         """Close all of them."""
@@ -182,8 +181,3 @@ def wait(poll: select.epoll, stall_s: float = STALL_S) -> list[tuple[int, int]]:
     if not events:
         raise TrafficError(f"nothing moved for {stall_s:g} s")
     return events
-
-
-def timed(began: float) -> dict[str, float]:
-    """An answer that says how long something took."""
-    return {"seconds": time.perf_counter() - began}

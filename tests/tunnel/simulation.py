@@ -50,7 +50,15 @@ class Clock:
 
 
 class Path:
-    """One direction between the two ends: a kernel's queue, a line of a rate, and a delay."""
+    """One direction between the two ends: a kernel's queue, a line of a rate, and a delay.
+
+    Attributes:
+        max_unsent: what the kernel may hold unsent, in bytes.
+        unsent: what it holds.
+        carried: bytes that have left.
+        on_writable: called when it takes bytes again after it refused some ...
+        late_s: ... so late, in seconds.
+    """
 
     def __init__(
         self, clock: Clock, rate_bps: float, delay_s: float, deliver: Callable[[bytes], None]
@@ -59,6 +67,7 @@ class Path:
         self.unsent = bytearray()
         self.carried = 0
         self.on_writable: Callable[[], None] = lambda: None
+        self.late_s = 0.0
         self._clock = clock
         self._bytes_per_s = rate_bps / 8
         self._delay_s = delay_s
@@ -90,7 +99,7 @@ class Path:
         self._next_burst()
         if self._refused and 2 * len(self.unsent) < self.max_unsent:
             self._refused = False
-            self.on_writable()
+            self._clock.at(self._clock.now + self.late_s, self.on_writable)
 
 
 @dataclass
@@ -168,6 +177,7 @@ class End:
 
     def on_writable(self) -> None:
         """The kernel takes bytes again: those that wait, then those whose turn it is."""
+        self.core.transport_ready(len(self.path.unsent))
         self.blocked = False
         self.flush()
         while not self.blocked and (stream_id := self.core.next_turn()) is not None:

@@ -192,39 +192,71 @@ def test_the_high_water_mark_follows_the_path() -> None:
 # --- the pace --------------------------------------------------------------------------------
 
 
-def fill(pace: Pace, times: int, count: int, seconds: float, *, idle: bool = False) -> None:
+def fill(
+    pace: Pace, times: int, count: int, seconds: float, *, unsent: int | None, idle: bool = False
+) -> None:
     taken, now = 0, 1.0
     pace.transport_full(taken, now)
     for _ in range(times):
         taken += count
         now += seconds
+        if unsent is not None:
+            pace.transport_ready(unsent)
         pace.idle = idle
         pace.transport_full(taken, now)
 
 
 def test_a_transport_that_ran_empty_because_we_were_late_is_given_more() -> None:
     pace = Pace(0.0)
-    fill(pace, 100, 4 * MAX_HIGH_WATER_BYTES, 0.01)
+    fill(pace, 100, 1000, 0.01, unsent=0)
     assert pace.high_water == MAX_HIGH_WATER_BYTES
 
 
-def test_a_slow_transport_is_given_less() -> None:
+@pytest.mark.parametrize(
+    ("bytes_per_s", "mark"),
+    [
+        (1_000_000, MIN_HIGH_WATER_BYTES),
+        (125_000_000, INITIAL_HIGH_WATER_BYTES),
+        (500_000_000, 256 * 1024),
+        (4_000_000_000, MAX_HIGH_WATER_BYTES),
+    ],
+)
+def test_the_mark_is_half_a_millisecond_of_the_rate(bytes_per_s: int, mark: int) -> None:
     pace = Pace(0.0)
-    fill(pace, 100, MIN_HIGH_WATER_BYTES, 0.01)
-    assert pace.high_water == MIN_HIGH_WATER_BYTES
+    fill(pace, 1000, bytes_per_s // 1000, 0.001, unsent=1)
+    assert pace.high_water == mark
 
 
-@pytest.mark.parametrize("count", [MIN_HIGH_WATER_BYTES, 4 * MAX_HIGH_WATER_BYTES])
-def test_a_pause_of_the_senders_says_nothing_about_the_transport(count: int) -> None:
+@pytest.mark.parametrize("unsent", [0, 1])
+def test_a_pause_of_the_senders_says_nothing_about_the_transport(unsent: int) -> None:
     pace = Pace(0.0)
-    fill(pace, 100, count, 1.0, idle=True)
+    fill(pace, 100, 1000, 1.0, unsent=unsent, idle=True)
+    assert pace.high_water == INITIAL_HIGH_WATER_BYTES
+
+
+def test_nothing_is_lowered_where_nobody_says_what_is_unsent() -> None:
+    pace = Pace(0.0)
+    fill(pace, 100, 1000, 1.0, unsent=None)
     assert pace.high_water == INITIAL_HIGH_WATER_BYTES
 
 
 def test_a_transport_that_is_still_full_says_nothing_new() -> None:
     pace = Pace(0.0)
-    fill(pace, 100, 0, 0.01)
+    fill(pace, 100, 0, 0.01, unsent=1)
     assert pace.high_water == INITIAL_HIGH_WATER_BYTES
+
+
+@pytest.mark.parametrize("late_s", [0.0002, 0.001, 0.005])
+def test_a_driver_that_comes_late_keeps_its_throughput(late_s: float) -> None:
+    simulation = Simulation(rate_bps=GIGABIT, round_trip_s=0.002)
+    stream_id = simulation.open()
+    path = simulation.client.path
+    path.late_s = late_s
+    simulation.bulk(Role.CLIENT, stream_id)
+    simulation.run(0.5)
+    before = path.carried
+    simulation.run(1.0)
+    assert path.carried - before >= 0.9 * GIGABIT / 8
 
 
 def test_a_transport_that_is_never_full_is_given_more_when_it_takes_much() -> None:

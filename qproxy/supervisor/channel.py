@@ -31,6 +31,7 @@ MAX_QUEUED_SOCKETS: Final = 16
 
 _HEADER: Final = struct.Struct(">I?")
 _RECEIVE_BYTES: Final = 1 << 16
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(MAX_QUEUED_SOCKETS * struct.calcsize("i"))
 
 
 class ChannelError(QproxyError):
@@ -132,15 +133,15 @@ class Channel:
         while (frame := self._next_frame()) is None:
             await trio.lowlevel.checkpoint()
             try:
-                data, descriptors, flags, _ = socket.recv_fds(
-                    self._sock, _RECEIVE_BYTES, MAX_QUEUED_SOCKETS, socket.MSG_CMSG_CLOEXEC
+                data, ancillary, flags, _ = self._sock.recvmsg(
+                    _RECEIVE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._sock)
                 continue
             except OSError:
                 return None
-            self._sockets += [socket.socket(fileno=descriptor) for descriptor in descriptors]
+            self._sockets += [socket.socket(fileno=one) for one in _descriptors(ancillary)]
             if flags & socket.MSG_CTRUNC or len(self._sockets) > MAX_QUEUED_SOCKETS:
                 raise ChannelError("more sockets than frames for them")
             if not data:
@@ -175,3 +176,13 @@ class Channel:
         for sock in self._sockets:
             sock.close()
         self._sockets.clear()
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """Those that came beside some bytes. (``socket.recv_fds`` loses the flag that closes them.)"""
+    return [
+        descriptor
+        for level, kind, data in ancillary
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        for (descriptor,) in struct.iter_unpack("i", data[: len(data) // 4 * 4])
+    ]

@@ -286,7 +286,7 @@ class Etsi014Source:
             container.wipe()
             self._get_keys_with_get = False
             return []
-        if self._may_switch and len(container.keys) < number:
+        if self._may_switch and 0 < len(container.keys) < number:
             self._get_keys_with_get = False
         return self._accept_new(number, size_bits, container)
 

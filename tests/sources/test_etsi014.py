@@ -318,6 +318,7 @@ async def test_a_server_that_gives_no_key_is_exhausted(kme, source):
     kme.answers_with(container(), container())
     assert (await refused(source.get_keys(2, 256))).reason is Reason.KEYS_EXHAUSTED
     assert (await refused(source.get_keys(1, 256))).reason is Reason.KEYS_EXHAUSTED
+    assert [asked[0] for asked in kme.asked] == ["GET", "GET"]  # which says nothing against GET
 
 
 @pytest.mark.parametrize("size_bytes", [1, 31, 33, 64])

@@ -95,6 +95,7 @@ class Reason(enum.StrEnum):
     INTERNAL_ERROR = "internal_error"
     REAUTH_OVERDUE = "reauth_overdue"
     AUDIT_FAILURE = "audit_failure"
+    TOO_FEW_SOURCES = "too_few_sources"
 
     @property
     def code(self) -> int:
@@ -179,6 +180,7 @@ WIRE_CODES: dict[Reason, int] = {
     Reason.INTERNAL_ERROR: 68,
     Reason.REAUTH_OVERDUE: 69,
     Reason.AUDIT_FAILURE: 70,
+    Reason.TOO_FEW_SOURCES: 71,
 }
 _FROM_WIRE: dict[int, Reason] = {code: reason for reason, code in WIRE_CODES.items()}
 

@@ -99,7 +99,7 @@ class QProxy(ProxyPair):
         for totals in gateway_events(running.proxies["near"], "peer_totals"):
             if totals["classical_epochs"]:
                 raise BenchError(f"{self.name}: {totals['classical_epochs']} classical epochs")
-            return {"epochs": totals["hybrid_epochs"], "qkd_keys": totals["qkd_keys"]}
+            return {"epochs": totals["hybrid_epochs"], "keys": totals["keys"]}
         raise BenchError(f"{self.name}: no totals in {running.proxies['near'].log}")
 
     def _gateway(self, site: Site, name: str, peer: str, kme: str, kme_port: int) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from qproxy.admin.status import (
 )
 from qproxy.config.model import OnAuditFailure
 from qproxy.errors import Reason
+from qproxy.keys import KeyNature
 from qproxy.modes import Mode, Policy
 from qproxy.quantum.health import LinkState
 
@@ -262,10 +263,21 @@ def _key_warnings(peer: PeerStatus) -> Iterator[Finding]:
         yield from _link_warnings(peer, peer.link)
         if peer.stock is not None:
             yield from _stock_warnings(peer, peer.stock)
-    if any(tunnel.simulated for tunnel in peer.tunnels) or (
-        peer.link is not None and peer.link.simulated
-    ):
-        yield _finding(peer, None, "QKD keys are SIMULATED: they protect nothing")
+    yield from _nature_warnings(peer)
+
+
+def _nature_warnings(peer: PeerStatus) -> Iterator[Finding]:
+    """Keys that nobody may take for QKD's."""
+    by_source = {source.name: source.keys_are for source in peer.sources}
+    by_source |= {used.source: used.keys_are for used in peer.keys_used}
+    simulated = [name for name, nature in by_source.items() if nature is KeyNature.SIMULATED]
+    in_use = any(tunnel.simulated for tunnel in peer.tunnels)
+    if simulated or in_use or (peer.link is not None and peer.link.simulated):
+        whose = f" of {', '.join(simulated)}" if simulated else ""
+        yield _finding(peer, None, f"keys{whose} are SIMULATED: they protect nothing")
+    pads = [name for name, nature in by_source.items() if nature is KeyNature.PAD]
+    if pads:
+        yield _finding(peer, None, f"keys of {', '.join(pads)} are a pre-shared pad, not QKD keys")
 
 
 def _link_warnings(peer: PeerStatus, link: LinkStatus) -> Iterator[Finding]:

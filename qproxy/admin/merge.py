@@ -18,6 +18,8 @@ from qproxy.admin.status import (
     MODES,
     QKD_USES,
     GatewayStatus,
+    KeySourceStatus,
+    KeysUsed,
     LinkStatus,
     ListenerStatus,
     ModeReasonCount,
@@ -29,12 +31,14 @@ from qproxy.admin.status import (
     StockStatus,
 )
 from qproxy.errors import Reason
+from qproxy.keys import KeyNature
 from qproxy.modes import Mode, stricter
 from qproxy.quantum.health import LinkState
 
 _STATES: Final = (LinkState.DOWN, LinkState.DEGRADED, LinkState.HEALTHY)
 
 ItemT = TypeVar("ItemT")
+PartT = TypeVar("PartT")
 
 
 def merge(
@@ -158,16 +162,21 @@ def _merge_peers(live: list[PeerStatus], past: list[PeerStatus]) -> PeerStatus:
         qkd_age_s=max(ages) if ages and len(ages) == len(tunnels) else None,
         policy=_merge_policies([peer.policy for peer in every]),
         tunnels=tunnels,
-        link=_merge_links(
+        sources=_merge_sources([peer.sources for peer in live], [peer.sources for peer in past]),
+        at_least=max(peer.at_least for peer in live or past),
+        link=_merge_all(
+            merge_links,
             [peer.link for peer in live if peer.link is not None],
             [peer.link for peer in past if peer.link is not None],
         ),
-        stock=_merge_stocks(
+        stock=_merge_all(
+            merge_stocks,
             [peer.stock for peer in live if peer.stock is not None],
             [peer.stock for peer in past if peer.stock is not None],
         ),
         epochs=dict(_sum(peer.epochs for peer in every)),
-        qkd_keys=sum(peer.qkd_keys for peer in every),
+        keys=sum(peer.keys for peer in every),
+        keys_used=_add_keys(peer.keys_used for peer in every),
         epoch_failures=_add_modes(peer.epoch_failures for peer in every),
         mode_changes=_add_modes(peer.mode_changes for peer in every),
         tunnels_opened=sum(peer.tunnels_opened for peer in every),
@@ -189,10 +198,43 @@ def _merge_policies(policies: list[PolicyStatus]) -> PolicyStatus:
     return replace(policies[0], peer=strictest, effective=effective)
 
 
-def _merge_links(live: list[LinkStatus], past: list[LinkStatus]) -> LinkStatus | None:
+def _merge_all(
+    merge: Callable[[list[PartT], list[PartT]], PartT], live: list[PartT], past: list[PartT]
+) -> PartT | None:
+    return merge(live, past) if live or past else None
+
+
+def _merge_sources(
+    live: list[tuple[KeySourceStatus, ...]], past: list[tuple[KeySourceStatus, ...]]
+) -> tuple[KeySourceStatus, ...]:
+    """Every worker has the same sources, in the same order."""
+    return tuple(
+        replace(
+            (now or before)[0],
+            link=merge_links([s.link for s in now], [s.link for s in before]),
+            stock=merge_stocks([s.stock for s in now], [s.stock for s in before]),
+        )
+        for now, before in (
+            ([sources[index] for sources in live], [sources[index] for sources in past])
+            for index in range(len((live or past)[0]))
+        )
+    )
+
+
+def _add_keys(parts: Iterable[tuple[KeysUsed, ...]]) -> tuple[KeysUsed, ...]:
+    counts: Counter[tuple[str, str, KeyNature]] = Counter()
+    for used in parts:
+        for entry in used:
+            counts[entry.source, entry.kind, entry.keys_are] += entry.count
+    return tuple(
+        KeysUsed(source=source, kind=kind, keys_are=keys_are, count=count)
+        for (source, kind, keys_are), count in sorted(counts.items())
+    )
+
+
+def merge_links(live: list[LinkStatus], past: Iterable[LinkStatus] = ()) -> LinkStatus:
+    """One link of several: the worst state and figures, all counts. At least one is needed."""
     every = [*live, *past]
-    if not every:
-        return None
     worst = min(live or every, key=lambda link: (_STATES.index(link.state), -link.age_s))
     changes: Counter[tuple[LinkState, Reason]] = Counter()
     for link in every:
@@ -213,10 +255,9 @@ def _merge_links(live: list[LinkStatus], past: list[LinkStatus]) -> LinkStatus |
     )
 
 
-def _merge_stocks(live: list[StockStatus], past: list[StockStatus]) -> StockStatus | None:
+def merge_stocks(live: list[StockStatus], past: Iterable[StockStatus] = ()) -> StockStatus:
+    """One stock of several: everything together. At least one is needed."""
     every = [*live, *past]
-    if not every:
-        return None
     supplies = [s.supply_keys_per_s for s in live if s.supply_keys_per_s is not None]
     counted = ("drawn", "confirmed", "orphaned", "aged_out", "discarded", "refused", "redeemed")
     changes: dict[str, Any] = {
@@ -280,11 +321,23 @@ def _retired_peer(peer: PeerStatus) -> PeerStatus:
         tunnels=(),
         streams_open=0,
         policy=replace(peer.policy, peer=None, effective=peer.policy.local),
-        link=None if link is None else replace(link, failures=_retired_counts(link.failures)),
-        stock=None if stock is None else replace(stock, available=0, lent=0, low=False),
+        sources=tuple(
+            replace(source, link=_retired_link(source.link), stock=_retired_stock(source.stock))
+            for source in peer.sources
+        ),
+        link=None if link is None else _retired_link(link),
+        stock=None if stock is None else _retired_stock(stock),
         tunnels_closed=_retired_counts(peer.tunnels_closed),
         not_connected=_retired_counts(peer.not_connected),
     )
+
+
+def _retired_link(link: LinkStatus) -> LinkStatus:
+    return replace(link, failures=_retired_counts(link.failures))
+
+
+def _retired_stock(stock: StockStatus) -> StockStatus:
+    return replace(stock, available=0, lent=0, low=False)
 
 
 def _retired_counts(counts: ReasonCounts) -> ReasonCounts:

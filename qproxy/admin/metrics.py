@@ -54,6 +54,7 @@ class StatusCollector(Collector):
         yield from _tunnel_families(self._status.peers)
         yield from _epoch_families(self._status.peers)
         yield from _link_families(self._status.peers)
+        yield from _source_families(self._status.peers)
         yield from _stock_families(self._status.peers)
         yield from _traffic_families(self._status)
 
@@ -351,10 +352,14 @@ def _epoch_families(peers: tuple[PeerStatus, ...]) -> Iterator[Metric]:
         ),
     )
     yield _counter(
-        "qkd_keys_used",
-        "QKD keys that went into committed epochs.",
-        _PEER,
-        _of_peers(peers, lambda peer: peer.qkd_keys),
+        "keys_used",
+        "Keys that went into committed epochs, by source and by what they may be called.",
+        ("peer", "source", "keys_are"),
+        (
+            ((peer.name, used.source, used.keys_are.value), used.count)
+            for peer in peers
+            for used in peer.keys_used
+        ),
     )
     yield _gauge(
         "qkd_key_age_seconds",
@@ -364,8 +369,8 @@ def _epoch_families(peers: tuple[PeerStatus, ...]) -> Iterator[Metric]:
         _of_peers(peers, lambda peer: peer.qkd_age_s),
     )
     yield _gauge(
-        "qkd_simulated",
-        "1 where QKD keys in a tunnel are simulated and protect nothing.",
+        "keys_simulated",
+        "1 where keys in a tunnel are simulated and protect nothing.",
         _PEER,
         _of_peers(peers, lambda peer: any(tunnel.simulated for tunnel in peer.tunnels)),
     )
@@ -451,6 +456,57 @@ def _link_families(peers: tuple[PeerStatus, ...]) -> Iterator[Metric]:
         "Quantum bit error rate from 0 to 1, as the KME says.",
         _PEER,
         _of_links(peers, lambda link: link.qber),
+    )
+
+
+def _source_families(peers: tuple[PeerStatus, ...]) -> Iterator[Metric]:
+    named = [(peer.name, source) for peer in peers for source in peer.sources]
+    labels = ("peer", "source")
+    yield _gauge(
+        "source_state",
+        "1 for the state the link of one key source is in.",
+        (*labels, "state"),
+        (
+            ((name, source.name, state.value), source.link.state is state)
+            for name, source in named
+            for state in LinkState
+        ),
+    )
+    yield _gauge(
+        "source_info",
+        "1 for what one key source is, and what its keys may be called.",
+        (*labels, "kind", "keys_are"),
+        (((name, source.name, source.kind, source.keys_are.value), 1) for name, source in named),
+    )
+    yield _gauge(
+        "source_stored_keys",
+        "Keys that one key source has ready, as it says.",
+        labels,
+        (
+            ((name, source.name), float(source.link.stored_keys))
+            for name, source in named
+            if source.link.stored_keys is not None
+        ),
+    )
+    yield _gauge(
+        "source_stock_keys",
+        "Keys of one source held ahead of need; none where the peer dials.",
+        labels,
+        (
+            ((name, source.name), source.stock.available)
+            for name, source in named
+            if source.stock.kept
+        ),
+    )
+    yield _counter(
+        "source_failures",
+        "Calls to one key source that failed.",
+        (*labels, "reason"),
+        (
+            ((name, source.name, reason.value), count)
+            for name, source in named
+            for reason, count in source.link.failures.by_reason.items()
+        ),
     )
 
 

@@ -6,16 +6,21 @@ the event loop, so what it reads fits together, and it changes nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from qproxy import __version__
+from qproxy.admin.merge import merge_links, merge_stocks
 from qproxy.admin.status import (
     MODES,
     QKD_USES,
     AuditStatus,
     GatewayStatus,
+    KeySourceStatus,
+    KeysUsed,
     LinkStatus,
     ListenerStatus,
     ModeReasonCount,
@@ -29,13 +34,16 @@ from qproxy.admin.status import (
     TunnelStatus,
 )
 from qproxy.errors import Reason
+from qproxy.keys import KeyNature, KeyOrigin
 from qproxy.modes import Mode, Policy, stricter
+from qproxy.quantum.health import LinkState
 from qproxy.runtime.counters import Tally
 from qproxy.tunnel.settings import HYBRID_GROUPS
 
 if TYPE_CHECKING:
     from qproxy.runtime.audit import GatewayAudit
     from qproxy.runtime.gateway import Gateway
+    from qproxy.runtime.key_path import KeyPath
     from qproxy.runtime.listeners import Listener
     from qproxy.runtime.peer import Peer
     from qproxy.runtime.qkd import QuantumSide
@@ -78,6 +86,7 @@ def snapshot_peer(peer: Peer, now: float) -> PeerStatus:
     uses = [tunnel.qkd for tunnel in tunnels]
     ages = [tunnel.qkd_age_s for tunnel in tunnels if tunnel.qkd_age_s is not None]
     dials = config.address is not None
+    sources = tuple(_snapshot_source(path, now) for path in quantum.paths)
     return PeerStatus(
         name=config.name,
         address=str(config.address) if dials else None,
@@ -90,10 +99,13 @@ def snapshot_peer(peer: Peer, now: float) -> PeerStatus:
         aead=config.aead,
         psk=config.psk_file is not None,
         tunnels=tunnels,
-        link=_snapshot_link(quantum, now),
-        stock=_snapshot_stock(quantum, now),
+        sources=sources,
+        at_least=quantum.at_least,
+        link=_combined_link(quantum, sources, now),
+        stock=_combined_stock(sources),
         epochs={Mode.HYBRID: totals.hybrid_epochs, Mode.CLASSICAL_ONLY: totals.classical_epochs},
-        qkd_keys=totals.qkd_keys,
+        keys=totals.keys,
+        keys_used=_keys_used(totals.keys_used),
         epoch_failures=_mode_counts(totals.epoch_failures),
         mode_changes=_mode_counts(totals.mode_changes),
         tunnels_opened=totals.tunnels,
@@ -122,7 +134,9 @@ def _snapshot_tunnel(peer: Peer, tunnel: Tunnel, now: float) -> TunnelStatus:
         qkd=_qkd_use(facts.mode, mixed_at),
         qkd_age_s=None if mixed_at is None else now - mixed_at,
         qkd_deadline_s=None if deadline is None else deadline - now,
-        simulated=facts.simulated,
+        sources=tuple(dict.fromkeys(origin.source for origin in facts.origins)),
+        keys_are=tuple(dict.fromkeys(origin.nature for origin in facts.origins)),
+        simulated=any(origin.nature is KeyNature.SIMULATED for origin in facts.origins),
         policy=_policy(peer, (connection.peer_policy,)),
         tls_group=facts.tls_group,
         tls_group_hybrid=facts.tls_group in HYBRID_GROUPS,
@@ -158,22 +172,29 @@ def _policy(peer: Peer, told: Iterable[Policy | None]) -> PolicyStatus:
     )
 
 
-def _snapshot_link(quantum: QuantumSide, now: float) -> LinkStatus | None:
-    if not quantum.source_name:
-        return None
-    health, said = quantum.health, quantum.last_status
+def _snapshot_source(path: KeyPath, now: float) -> KeySourceStatus:
+    return KeySourceStatus(
+        name=path.source_name,
+        path=path.name,
+        kind=path.kind,
+        keys_are=path.nature,
+        says=None if path.last_status is None else path.last_status.algorithm,
+        link=_snapshot_link(path, now),
+        stock=_snapshot_stock(path, now),
+    )
+
+
+def _snapshot_link(path: KeyPath, now: float) -> LinkStatus:
+    health, said = path.health, path.last_status
     return LinkStatus(
-        source=quantum.source_name,
-        kind=quantum.source_kind,
-        simulated=quantum.simulated,
+        source=path.source_name,
+        kind=path.kind,
+        simulated=path.simulated,
         state=health.state,
         reason=health.reason,
         age_s=now - health.since,
-        changes=tuple(
-            StateReasonCount(state=state, reason=reason, count=count)
-            for (state, reason), count in sorted(quantum.link_changes.counts.items())
-        ),
-        failures=_counts(quantum.failures, now),
+        changes=_state_counts(path.link_changes),
+        failures=_counts(path.failures, now),
         stored_keys=None if said is None else said.stored_key_count,
         stored_keys_exhaustion_s=_finite(health.time_to_exhaustion_s()),
         key_rate_bps=None if said is None else _finite(said.key_rate_bps),
@@ -181,16 +202,14 @@ def _snapshot_link(quantum: QuantumSide, now: float) -> LinkStatus | None:
     )
 
 
-def _snapshot_stock(quantum: QuantumSide, now: float) -> StockStatus | None:
-    if not quantum.source_name:
-        return None
-    stock, supply = quantum.stock, quantum.rate_keys_per_s
+def _snapshot_stock(path: KeyPath, now: float) -> StockStatus:
+    stock, supply = path.stock, path.rate_keys_per_s
     counters = stock.counters
     return StockStatus(
-        kept=quantum.draws,
+        kept=path.draws,
         available=stock.available,
         lent=stock.lent,
-        low=quantum.draws and stock.low,
+        low=path.draws and stock.low,
         use_keys_per_s=stock.use_keys_per_s(now),
         supply_keys_per_s=_finite(supply),
         exhaustion_s=_finite(stock.time_to_exhaustion_s(now, supply or 0.0)),
@@ -200,7 +219,49 @@ def _snapshot_stock(quantum: QuantumSide, now: float) -> StockStatus | None:
         aged_out=counters.aged_out,
         discarded=counters.discarded,
         refused=counters.refused,
-        redeemed=quantum.redeemed,
+        redeemed=path.redeemed,
+    )
+
+
+def _combined_link(
+    quantum: QuantumSide, sources: tuple[KeySourceStatus, ...], now: float
+) -> LinkStatus | None:
+    """All links together: the state that decides, and the worst of the figures."""
+    links = [source.link for source in sources]
+    if not links:
+        return None
+    if len(links) == 1:
+        return links[0]
+    worst = merge_links(links)
+    return dataclasses.replace(
+        worst,
+        source="+".join(link.source for link in links),
+        kind="+".join(dict.fromkeys(link.kind or "" for link in links)),
+        state=quantum.state,
+        reason=quantum.reason,
+        age_s=now - quantum.since,
+        changes=_state_counts(quantum.link_changes),
+    )
+
+
+def _combined_stock(sources: tuple[KeySourceStatus, ...]) -> StockStatus | None:
+    return merge_stocks([source.stock for source in sources]) if sources else None
+
+
+def _state_counts(tally: Tally[tuple[LinkState, Reason]]) -> tuple[StateReasonCount, ...]:
+    return tuple(
+        StateReasonCount(state=state, reason=reason, count=count)
+        for (state, reason), count in sorted(tally.counts.items())
+    )
+
+
+def _keys_used(used: Mapping[KeyOrigin, int]) -> tuple[KeysUsed, ...]:
+    counts: Counter[tuple[str, str, KeyNature]] = Counter()
+    for origin, count in used.items():
+        counts[origin.source, origin.kind, origin.nature] += count
+    return tuple(
+        KeysUsed(source=source, kind=kind, keys_are=nature, count=count)
+        for (source, kind, nature), count in sorted(counts.items())
     )
 
 

@@ -14,6 +14,7 @@ from typing import Final
 from qproxy.audit.writer import AuditFault
 from qproxy.config.model import OnAuditFailure
 from qproxy.errors import Reason
+from qproxy.keys import KeyNature
 from qproxy.modes import Aead, KemAlgorithm, Mode, Policy
 from qproxy.quantum.health import LinkState
 from qproxy.tunnel.settings import Role
@@ -116,7 +117,9 @@ class TunnelStatus:
         qkd_age_s: since a QKD key was last mixed in, or None for never.
         qkd_deadline_s: seconds until the tunnel ends for want of a fresh QKD key (below 0: it is
             about to), or None where neither end requires one.
-        simulated: the QKD keys last mixed in are simulated.
+        sources: names of the key sources that the keys last mixed in came from.
+        keys_are: what those keys may be called.
+        simulated: some of them are simulated.
         policy: the policies that hold in it.
         tls_group: key agreement of its TLS handshake.
         tls_group_hybrid: whether ML-KEM is in that group.
@@ -143,6 +146,8 @@ class TunnelStatus:
     qkd: QkdUse
     qkd_age_s: float | None
     qkd_deadline_s: float | None
+    sources: tuple[str, ...]
+    keys_are: tuple[KeyNature, ...]
     simulated: bool
     policy: PolicyStatus
     tls_group: str
@@ -161,11 +166,12 @@ class TunnelStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkStatus:
-    """The quantum link towards one peer, as seen through this end's key source.
+    """The link of one key source towards one peer; or of all its sources together, and then the
+    worst of their figures.
 
     Attributes:
-        source: name of the key source in the configuration.
-        kind: its kind, as offers name it.
+        source: name of the key source in the configuration; of several, joined by "+".
+        kind: what it is, as offers name it; of several, joined by "+".
         simulated: the source says that its keys are simulated.
         state: healthy, degraded or down.
         reason: why.
@@ -195,7 +201,7 @@ class LinkStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StockStatus:
-    """QKD keys that this gateway holds ahead of need, and what became of all of them.
+    """Keys of one source, or of all, that this gateway holds ahead of need; what became of all.
 
     Attributes:
         kept: this gateway keeps a stock, because it dials; the other end only redeems.
@@ -228,6 +234,46 @@ class StockStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeySourceStatus:
+    """One key source towards one peer.
+
+    Attributes:
+        name: its name in the configuration.
+        path: what both ends call this source and its counterpart; empty where it is the only one.
+        kind: what it is, as offers name it.
+        keys_are: what its keys may be called.
+        says: how it says that it comes by its keys, or None; nothing here is proof.
+        link: its link.
+        stock: its keys.
+    """
+
+    name: str
+    path: str
+    kind: str
+    keys_are: KeyNature
+    says: str | None
+    link: LinkStatus
+    stock: StockStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeysUsed:
+    """How many keys of one source went into epochs.
+
+    Attributes:
+        source: name of the key source in the configuration.
+        kind: what it is, as offers name it.
+        keys_are: what those keys may be called.
+        count: keys since the start.
+    """
+
+    source: str
+    kind: str
+    keys_are: KeyNature
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeerStatus:
     """One configured peer.
 
@@ -244,10 +290,13 @@ class PeerStatus:
         aead: record protection offered.
         psk: a pre-shared key is configured.
         tunnels: the established ones.
-        link: the quantum link, or None without a key source.
-        stock: the keys, or None without a key source.
+        sources: its key sources.
+        at_least: how many of them an epoch needs to be hybrid.
+        link: the links of all sources together, or None without a key source.
+        stock: the keys of all sources together, or None without a key source.
         epochs: committed since the start, by mode.
-        qkd_keys: QKD keys that went into them.
+        keys: keys of key sources that went into them.
+        keys_used: the same by source and by what they may be called.
         epoch_failures: attempts that came to nothing.
         mode_changes: first epochs and changes of mode.
         tunnels_opened: tunnels established since the start.
@@ -268,10 +317,13 @@ class PeerStatus:
     aead: Aead
     psk: bool
     tunnels: tuple[TunnelStatus, ...]
+    sources: tuple[KeySourceStatus, ...]
+    at_least: int
     link: LinkStatus | None
     stock: StockStatus | None
     epochs: Mapping[Mode, int]
-    qkd_keys: int
+    keys: int
+    keys_used: tuple[KeysUsed, ...]
     epoch_failures: tuple[ModeReasonCount, ...]
     mode_changes: tuple[ModeReasonCount, ...]
     tunnels_opened: int

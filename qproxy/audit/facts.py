@@ -19,16 +19,17 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final, TypeAlias, get_args, get_origin, get_type_hints
 
 from qproxy.errors import Reason
+from qproxy.keys import KeyNature
 from qproxy.modes import Aead, KemAlgorithm, Mode, Policy
 from qproxy.tunnel.settings import Role
 
 #: Name and version of the format, in every header.
 FORMAT: Final = "qproxy-audit"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 #: Longest text in a field, in characters. Names have at most 253.
 MAX_TEXT_CHARS: Final = 256
 #: Most items of a list in a field. An OFFER names at most 8 keys.
-MAX_ITEMS: Final = 64
+MAX_ITEMS: Final = 8
 #: Largest number in a field.
 MAX_NUMBER: Final = (1 << 63) - 1
 
@@ -170,10 +171,12 @@ class EpochCommittedFacts:
         reason: why the epoch was started.
         qkd_ever: a QKD key is in this epoch or in one it is chained to.
         reauthenticated: a fresh TLS handshake is in this epoch's keys.
-        key_digests: of the QKD keys' IDs, in order (``trail.key_id_digest``).
-        key_source: name of the key source in this gateway's configuration.
-        key_source_kind: such as ``etsi-qkd-014``.
-        key_source_simulated: the source said that no photon was involved.
+        key_digests: of the keys' IDs, in order (``trail.key_id_digest``).
+        key_sources: for each key, the name of its source in this gateway's configuration.
+        key_kinds: for each key, what that source is, such as ``etsi-qkd-014``.
+        key_paths: for each key, the name that both ends have for the pair of sources; empty where
+            there is but one.
+        keys_are: for each key, what it may be called.
         kem: ML-KEM parameter set.
         aead: record protection.
         tls_group: of the tunnel's TLS handshake.
@@ -198,9 +201,10 @@ class EpochCommittedFacts:
     reauthenticated: bool
     key_digests: tuple[Id, ...]
     key_count: int
-    key_source: str | None
-    key_source_kind: str | None
-    key_source_simulated: bool | None
+    key_sources: tuple[str, ...]
+    key_kinds: tuple[str, ...]
+    key_paths: tuple[str, ...]
+    keys_are: tuple[KeyNature, ...]
     kem: KemAlgorithm
     aead: Aead
     tls_group: str

@@ -41,15 +41,6 @@ from qproxy.tunnel.settings import Role
 KEY_DIGEST_BYTES: Final = 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyOrigin:
-    """Where the QKD keys of an epoch came from, as this gateway's configuration names it."""
-
-    name: str
-    kind: str
-    simulated: bool
-
-
 def key_id_digest(key_id: str) -> str:
     """SHA-256 of the canonical key ID, cut to 16 bytes, as hexadecimal digits.
 
@@ -90,7 +81,6 @@ class TunnelTrail:
         policy_local: Policy,
         policy_peer: Policy,
         policy_effective: Policy,
-        origin: KeyOrigin | None,
     ) -> list[Facts]:
         """New keys are in use.
 
@@ -101,7 +91,6 @@ class TunnelTrail:
             policy_local: this end's policy.
             policy_peer: the peer's.
             policy_effective: the stricter one.
-            origin: the key source; ignored in classical-only mode.
         """
         self._connection_id = connection_id.hex()
         traffic = event.traffic
@@ -110,7 +99,6 @@ class TunnelTrail:
         # By the protocol's rules nothing is left of the epoch before: it was confirmed.
         facts.extend(self._settle_previous(traffic, EndedBy.CLOSE))
         self._current = _OpenEpoch(event.epoch, event.epoch_id.hex(), event.mode, traffic)
-        source = origin if event.key_ids else None
         committed = EpochCommittedFacts(
             peer=self._peer,
             connection_id=self._connection_id,
@@ -125,9 +113,10 @@ class TunnelTrail:
             reauthenticated=event.reauthenticated,
             key_digests=tuple(key_id_digest(key_id) for key_id in event.key_ids),
             key_count=len(event.key_ids),
-            key_source=None if source is None else audit_text(source.name),
-            key_source_kind=None if source is None else audit_text(source.kind),
-            key_source_simulated=None if source is None else source.simulated,
+            key_sources=tuple(audit_text(origin.source) for origin in event.origins),
+            key_kinds=tuple(audit_text(origin.kind) for origin in event.origins),
+            key_paths=tuple(audit_text(origin.path) for origin in event.origins),
+            keys_are=tuple(origin.nature for origin in event.origins),
             kem=event.kem,
             aead=event.aead,
             tls_group=audit_text(tls_group),

@@ -6,7 +6,8 @@ Everything here is an error. What is merely unwise is in `qproxy.config.advice`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from qproxy.address import Address, TcpAddress
 from qproxy.config.document import shown
@@ -15,6 +16,7 @@ from qproxy.config.model import (
     AuditConfig,
     Etsi014KmeConfig,
     Etsi014SourceConfig,
+    FileSourceConfig,
     KeyRequestMethod,
     KeyStockConfig,
     KmeConfig,
@@ -33,6 +35,9 @@ from qproxy.config.network import NetworkConfig
 from qproxy.config.network_checks import check_network, check_timetable
 from qproxy.config.walk import KeyPath, Report, Walk, did_you_mean
 from qproxy.modes import ClientAuth, Policy
+
+#: Keys that one OFFER has room for.
+MAX_KEYS_PER_EPOCH: Final = 8
 
 
 def check_tunnel(tunnel: TunnelConfig, path: KeyPath, report: Report) -> None:
@@ -75,12 +80,13 @@ def check_key_stock(stock: KeyStockConfig, path: KeyPath, report: Report) -> Non
 
 def check_peer(peer: PeerConfig, path: KeyPath, report: Report) -> None:
     """Policy and key source go together, and timers nest."""
-    if peer.key_source is None and peer.policy is not Policy.OFF:
+    if not peer.paths and peer.policy is not Policy.OFF:
         report(
             (*path, "key_source"),
             f"expected the name of a key source with policy {peer.policy}, got nothing",
             "name one of key_sources, or set policy: off",
         )
+    check_peer_sources(peer, path, report)
     if peer.epoch_timeout_s <= peer.kme_timeout_s:
         report(
             (*path, "epoch_timeout_s"),
@@ -101,6 +107,38 @@ def check_peer(peer: PeerConfig, path: KeyPath, report: Report) -> None:
             f"expected more than rekey.interval_s ({peer.rekey.interval_s:g}) "
             f"with policy require, got {peer.max_without_qkd_s:g}",
             "or every tunnel is closed before its next key is due",
+        )
+
+
+def check_peer_sources(peer: PeerConfig, path: KeyPath, report: Report) -> None:
+    """One source or several, and several fit into one epoch."""
+    sources = [entry.source for entry in peer.key_sources.values()]
+    if peer.key_source is not None and sources:
+        report(
+            (*path, "key_sources"),
+            "expected one of key_source and key_sources, got both",
+            "name the single source among the others, and remove key_source",
+        )
+    for name, entry in peer.key_sources.items():
+        if sources.count(entry.source) > 1:
+            report(
+                (*path, "key_sources", name, "source"),
+                f"expected a source for each path, got {shown(entry.source)} twice",
+                "two paths through one source are one path",
+            )
+    number = max(1, len(sources))
+    if peer.combine_at_least > number:
+        report(
+            (*path, "combine_at_least"),
+            f"expected at most the number of sources ({number}), got {peer.combine_at_least}",
+            "or no epoch is ever hybrid",
+        )
+    if number * peer.qkd_keys_per_epoch > MAX_KEYS_PER_EPOCH:
+        report(
+            (*path, "qkd_keys_per_epoch"),
+            f"expected at most {MAX_KEYS_PER_EPOCH // number} with {number} sources, "
+            f"got {peer.qkd_keys_per_epoch}",
+            f"each source gives as many, and an epoch takes {MAX_KEYS_PER_EPOCH}",
         )
 
 
@@ -316,6 +354,7 @@ def complete_gateway(values: dict[str, Any], walk: Walk) -> None:
                 "add address here, or listen under tunnel",
             )
     _check_sae_ids(peers, walk)
+    _check_pads(values, peers, walk)
     _check_references(walk)
     _check_service_policies(values, peers, walk)
     _check_addresses(values, walk)
@@ -387,19 +426,41 @@ def _check_peer_names(node: NodeConfig, walk: Walk) -> None:
 
 def _check_sae_ids(peers: dict[str, PeerConfig], walk: Walk) -> None:
     """Two peers with one SAE ID at one source would draw on the same keys."""
-    first: dict[tuple[str, str, str], str] = {}
+    first: dict[tuple[str, str | None, str | None], str] = {}
     for name, peer in peers.items():
-        if peer.key_source is None:
+        for entry in peer.paths:
+            ids = (entry.source, entry.local_sae_id, entry.peer_sae_id)
+            where = ("key_sources", entry.name) if entry.name else ()
+            if ids in first:
+                walk.report(
+                    ("peers", name, *where, "peer_sae_id"),
+                    f"expected another SAE ID than that of peer {first[ids]}, "
+                    f"got {shown(entry.peer_sae_id or '')} as well",
+                    "each pair of gateways has its own pair of SAE IDs",
+                )
+            first.setdefault(ids, name)
+
+
+def _check_pads(values: dict[str, Any], peers: dict[str, PeerConfig], walk: Walk) -> None:
+    """A pad is shared by two gateways: for a third its keys are noise, and would be used up."""
+    directories: dict[Path, str] = {}
+    for name, source in _mapping(values, "key_sources").items():
+        if not isinstance(source, FileSourceConfig):
             continue
-        ids = (peer.key_source, peer.local_sae_id, peer.peer_sae_id)
-        if ids in first:
+        other = directories.setdefault(source.directory, name)
+        if other != name:
             walk.report(
-                ("peers", name, "peer_sae_id"),
-                f"expected another SAE ID than that of peer {first[ids]}, "
-                f"got {shown(peer.peer_sae_id)} as well",
-                "each pair of gateways has its own pair of SAE IDs",
+                ("key_sources", name, "directory"),
+                f"expected a directory of its own, got that of {other}",
+                "one directory is one pad",
             )
-        first.setdefault(ids, name)
+        users = [peer for peer in peers if any(p.source == name for p in peers[peer].paths)]
+        for peer in users[1:]:
+            walk.report(
+                ("peers", peer, "key_source"),
+                f"expected a source of type file of its own, got that of peer {users[0]}",
+                "each pair of gateways has its own pad: qproxy pad make",
+            )
 
 
 def _check_service_policies(
@@ -426,7 +487,7 @@ def _check_service_policies(
 def _check_can_require(path: KeyPath, peers: list[PeerConfig], walk: Walk) -> None:
     for peer in peers:
         if not _can_get_keys(peer):
-            lack = "no key_source" if peer.key_source is None else "policy off"
+            lack = "policy off" if peer.paths else "no key_source"
             walk.report(
                 path,
                 f"expected a peer that gets QKD keys with policy require, "
@@ -437,7 +498,7 @@ def _check_can_require(path: KeyPath, peers: list[PeerConfig], walk: Walk) -> No
 
 
 def _can_get_keys(peer: PeerConfig) -> bool:
-    return peer.key_source is not None and peer.policy is not Policy.OFF
+    return bool(peer.paths) and peer.policy is not Policy.OFF
 
 
 def _check_addresses(values: dict[str, Any], walk: Walk) -> None:

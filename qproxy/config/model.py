@@ -10,6 +10,7 @@ Times are seconds, as floats, and a time of 0 is only allowed where it says "0 =
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -172,6 +173,30 @@ class KeyStockConfig:
     max_age_s: float = 600.0
 
 
+class Combine(enum.StrEnum):
+    """What is done with the keys of several sources towards one peer."""
+
+    ALL = "all"
+    """Keys of every source that has some go into each epoch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathConfig:
+    """One of several sources towards a peer, and its counterpart there.
+
+    Attributes:
+        name: What both ends call the pair of sources; its key in `key_sources`.
+        source: Name in the gateway's `key_sources`.
+        local_sae_id: Our SAE ID at this source; the peer section's unless configured.
+        peer_sae_id: The peer's SAE ID at its counterpart; the peer section's unless configured.
+    """
+
+    name: str
+    source: str
+    local_sae_id: str | None = None
+    peer_sae_id: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerConfig:
     """One gateway that this one has tunnels with.
@@ -182,7 +207,10 @@ class PeerConfig:
         tunnels: How many tunnels to keep, where we dial.
         policy: What is demanded of the quantum link.
         max_without_qkd_s: Under `require`, how long a tunnel lives without a fresh QKD key.
-        key_source: Name in `key_sources`; None only with policy `off`.
+        key_source: Name in `key_sources`; None with policy `off`, or with several sources.
+        key_sources: Several sources at once, by the name that both ends have for each path.
+        combine: What is done with the keys of several sources.
+        combine_at_least: How many of them an epoch needs to be hybrid.
         local_sae_id: Our SAE ID at the key source (the node's name unless configured).
         peer_sae_id: The peer's SAE ID (the peer's name unless configured).
         qkd_key_size_bits: Size of each QKD key, a multiple of 8 and at least 256.
@@ -208,6 +236,9 @@ class PeerConfig:
     policy: Policy = Policy.PREFER
     max_without_qkd_s: float = 300.0
     key_source: str | None = None
+    key_sources: Mapping[str, PathConfig] = field(default_factory=dict)
+    combine: Combine = Combine.ALL
+    combine_at_least: int = 1
     qkd_key_size_bits: int = 256
     qkd_keys_per_epoch: int = 1
     kem: KemAlgorithm = KemAlgorithm.ML_KEM_1024
@@ -219,6 +250,19 @@ class PeerConfig:
     key_stock: KeyStockConfig = field(default_factory=KeyStockConfig)
     epoch_timeout_s: float = 10.0
     kme_timeout_s: float = 5.0
+
+    @property
+    def paths(self) -> tuple[PathConfig, ...]:
+        """Its sources, one or several, with their SAE IDs; the name of a single one is empty."""
+        alone = [] if self.key_source is None else [PathConfig(name="", source=self.key_source)]
+        return tuple(
+            dataclasses.replace(
+                path,
+                local_sae_id=path.local_sae_id or self.local_sae_id,
+                peer_sae_id=path.peer_sae_id or self.peer_sae_id,
+            )
+            for path in (*alone, *self.key_sources.values())
+        )
 
 
 class KeyRequestMethod(enum.StrEnum):

@@ -17,6 +17,7 @@ from qproxy.config.model import (
     KIB,
     AdminConfig,
     AuditConfig,
+    Combine,
     ControlConfig,
     Etsi014KmeConfig,
     Etsi014SourceConfig,
@@ -36,6 +37,7 @@ from qproxy.config.model import (
     LogLevel,
     NodeConfig,
     OnAuditFailure,
+    PathConfig,
     PeerConfig,
     RekeyConfig,
     ServiceConfig,
@@ -81,6 +83,8 @@ MAX_TIME_S: Final = 604_800.0
 MAX_REKEY_RECORDS: Final = 2**24
 #: Most QKD keys in stock for one peer.
 MAX_STOCK_KEYS: Final = 4096
+#: Most sources that one peer may have at once.
+MAX_PATHS: Final = 4
 #: Most QKD keys that one epoch may use.
 MAX_QKD_KEYS_PER_EPOCH: Final = 8
 
@@ -89,6 +93,7 @@ _NODE_NAME = Text(
     r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,252}",
 )
 _NAME = Text("a name of 1 to 64 letters, digits and '._-'", r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_PATH_NAME = Text("a name of 1 to 16 letters, digits and '._-'", r"[A-Za-z0-9][A-Za-z0-9._-]{0,15}")
 _EXTENSION_FIELD = Text(
     "up to 8 member names of a JSON object, joined by dots",
     r"[^\s.]+(\.[^\s.]+){0,7}",
@@ -217,6 +222,15 @@ _KEY_STOCK = Section(
     check=checks.check_key_stock,
 )
 
+_PATH = Section(
+    PathConfig,
+    {
+        "source": Reference(("key_sources",), _NAME),
+        "local_sae_id": _SAE_ID,
+        "peer_sae_id": _SAE_ID,
+    },
+)
+
 _PEER = Section(
     PeerConfig,
     {
@@ -225,6 +239,9 @@ _PEER = Section(
         "policy": Word(Policy),
         "max_without_qkd_s": _seconds(1, MAX_TIME_S),
         "key_source": Reference(("key_sources",), _NAME),
+        "key_sources": Named(_PATH_NAME, _PATH, "<path>", 2, MAX_PATHS),
+        "combine": Word(Combine),
+        "combine_at_least": Integer(1, MAX_PATHS),
         "local_sae_id": _SAE_ID,
         "peer_sae_id": _SAE_ID,
         "qkd_key_size_bits": Integer(8 * MIN_QKD_KEY_BYTES, 8 * MAX_QKD_KEY_BYTES, multiple_of=8),

@@ -55,7 +55,7 @@ class GatewayFacts:
         tunnel_listen: where it takes tunnels.
         tunnels_up: tunnels that came up; one that was lost and made again counts twice.
         epochs: committed epochs by mode.
-        qkd_keys: QKD keys that went into them.
+        keys: keys of key sources that went into them.
         simulated: whether every key's source says that it is a simulation; None before the first.
         mode_changes: every change, the first epoch included.
         link: state of the quantum link as the gateway judges it; None before its first word.
@@ -76,7 +76,7 @@ class GatewayFacts:
     tunnel_listen: list[str] = field(default_factory=list)
     tunnels_up: int = 0
     epochs: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Mode, 0))
-    qkd_keys: int = 0
+    keys: int = 0
     simulated: bool | None = None
     mode_changes: list[ModeChange] = field(default_factory=list)
     link: str | None = None
@@ -137,6 +137,8 @@ class GatewayFacts:
         level, name = event.get("level"), event.get("event")
         if level in _FINE:
             return
+        if name == "simulated_keys":
+            return  # That is what this demonstration is made with.
         if level == "warning" and self.disturbed and name in EXPECTED_WHILE_DISTURBED:
             return
         if name == "link_state" and event.get("reason") == Reason.LINK_DEGRADED:
@@ -156,8 +158,8 @@ class GatewayFacts:
     def _on_committed(self, event: Mapping[str, object]) -> None:
         mode = _text(event, "mode")
         self.epochs[mode] = self.epochs.get(mode, 0) + 1
-        keys = _number(event, "qkd_keys")
-        self.qkd_keys += keys
+        keys = _number(event, "keys")
+        self.keys += keys
         if keys:
             self.simulated = event.get("simulated") is True and self.simulated is not False
 

@@ -32,7 +32,7 @@ FIELDS: Final[dict[str, str]] = {
     "mode_history[].epoch": "number of the first epoch in that mode",
     "epochs.hybrid": "committed epochs",
     "epochs.classical_only": "committed epochs",
-    "simulated_qkd_keys_used": "SIMULATED QKD keys that went into epochs",
+    "simulated_keys_used": "SIMULATED keys that went into epochs",
     "fall_back_s": "seconds from the cut to classical-only epochs on both gateways",
     "climb_back_s": "seconds from the restored link to hybrid epochs on both gateways",
     "parts[].name": "part of the load",
@@ -99,7 +99,7 @@ def document(record: Record, problems: Sequence[str]) -> dict[str, object]:
             "hybrid": near.epochs[Mode.HYBRID],
             "classical_only": near.epochs[Mode.CLASSICAL_ONLY],
         },
-        "simulated_qkd_keys_used": near.qkd_keys,
+        "simulated_keys_used": near.keys,
         "fall_back_s": _round(record.fall_back_s),
         "climb_back_s": _round(record.climb_back_s),
         "parts": [_part(part) for part in record.parts],
@@ -132,7 +132,7 @@ def table(record: Record, problems: Sequence[str]) -> list[str]:
     """
     near, heartbeat, traffic = record.near.facts, record.heartbeat, record.traffic
     rows = [
-        ("QKD keys", "SIMULATED: from a random number generator, no photon involved"),
+        ("keys", "SIMULATED: from a random number generator, no photon involved"),
         ("modes", " -> ".join(change.mode for change in near.mode_changes) or "none"),
         (
             "epochs",
@@ -143,7 +143,7 @@ def table(record: Record, problems: Sequence[str]) -> list[str]:
             f"{sum(part.epochs for part in record.parts)}, of them"
             f" {sum(part.busy_epochs for part in record.parts)} during bulk and short connections",
         ),
-        ("SIMULATED QKD keys used", str(near.qkd_keys)),
+        ("SIMULATED keys used", str(near.keys)),
         ("fall back", _seconds(record.fall_back_s)),
         ("climb back", _seconds(record.climb_back_s)),
         ("tunnel", f"TLS 1.3 {near.tls_group}, then {near.kem} ({near.kem_provider}), {near.aead}"),

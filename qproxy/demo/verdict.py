@@ -122,7 +122,7 @@ def _gateway(gateway: GatewayRecord) -> list[str]:
     if facts.tunnels_up != 1:
         problems.append(f"{name} had {facts.tunnels_up} tunnels one after the other, expected 1")
     if facts.simulated is not True:
-        problems.append(f"{name} did not log that its QKD keys are simulated")
+        problems.append(f"{name} did not log that its keys are simulated")
     return problems + _own_totals(facts)
 
 
@@ -134,7 +134,7 @@ def _own_totals(facts: GatewayFacts) -> list[str]:
         "tunnels": facts.tunnels_up,
         "hybrid_epochs": facts.epochs[Mode.HYBRID],
         "classical_epochs": facts.epochs[Mode.CLASSICAL_ONLY],
-        "qkd_keys": facts.qkd_keys,
+        "keys": facts.keys,
     }
     return [
         f"{facts.name}: its totals say {key} {facts.totals.get(key)}, its log {count}"
@@ -159,10 +159,10 @@ def _accounts(record: Record) -> list[str]:
     problems = [
         f"{what}: {one} and {other}, expected the same" for what, one, other in rows if one != other
     ]
-    redeemed, used = far.get("keys_redeemed", 0), far.get("qkd_keys", 0)
+    redeemed, used = far.get("keys_redeemed", 0), far.get("keys", 0)
     if redeemed < used:
         problems.append(f"gw-b redeemed {redeemed} keys and used {used}")
     return problems
 
 
-_SHARED_TOTALS = ("streams", "hybrid_epochs", "classical_epochs", "qkd_keys")
+_SHARED_TOTALS = ("streams", "hybrid_epochs", "classical_epochs", "keys")

@@ -210,6 +210,11 @@ class LinkHealth:
         """Whether keys failed so often that only a committed hybrid epoch can heal the link."""
         return self._key_failures >= self._settings.key_failures_to_down
 
+    @property
+    def proven(self) -> bool:
+        """Whether a trial has committed while the link, which takes its time to climb, is DOWN."""
+        return self._trial_committed and self._state is LinkState.DOWN
+
     # --- signs ---------------------------------------------------------------------------
 
     def success(

@@ -38,6 +38,7 @@ PEER_HAS_NO_KEYS: Final = frozenset(
         Reason.KEYS_EXHAUSTED,
         Reason.LINK_DOWN,
         Reason.QBER_HIGH,
+        Reason.TOO_FEW_SOURCES,
     }
 )
 

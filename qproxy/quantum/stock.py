@@ -19,7 +19,7 @@ import enum
 import math
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from qproxy.errors import LocalProtocolError, Reason
@@ -93,6 +93,11 @@ class StockCounters:
     aged_out: int = 0
     discarded: int = 0
     refused: int = 0
+
+    def __add__(self, other: StockCounters) -> StockCounters:
+        """Of two stocks together."""
+        names = [entry.name for entry in fields(self)]
+        return StockCounters(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 class ReservationState(enum.StrEnum):

@@ -20,13 +20,12 @@ from qproxy import __version__
 from qproxy.audit.facts import Facts, GatewayStarted, GatewayStopped
 from qproxy.audit.storage import DiskFile, LogIdentity, OpenFile
 from qproxy.audit.tail import AuditError
-from qproxy.audit.trail import KeyOrigin, TunnelTrail
+from qproxy.audit.trail import TunnelTrail
 from qproxy.audit.writer import AuditFault, AuditWriter
 from qproxy.config.model import AuditConfig, OnAuditFailure
 from qproxy.config.scalars import load_psk
 from qproxy.errors import QproxyError, Reason
 from qproxy.log import Logger
-from qproxy.runtime.qkd import QuantumSide
 from qproxy.runtime.tunnel import Tunnel
 from qproxy.tunnel.events import (
     EpochCommitted,
@@ -181,11 +180,10 @@ class PeerAudit:
     A tunnel that never proved whose it is leaves no record: anybody could fill a disk with them.
     """
 
-    def __init__(self, audit: GatewayAudit, peer: str, quantum: QuantumSide) -> None:
-        """Record for one peer, by its name, with the origin of its keys from ``quantum``."""
+    def __init__(self, audit: GatewayAudit, peer: str) -> None:
+        """Record for one peer, by its name."""
         self._audit = audit
         self._peer = peer
-        self._quantum = quantum
         self._trails: dict[Tunnel, _Trail] = {}
 
     def on_event(self, tunnel: Tunnel, event: Event) -> None:
@@ -228,12 +226,6 @@ class PeerAudit:
             return []  # by the protocol's rules, both came with the exchange
         if event.reauthenticated:
             state.tls_group = state.next_tls_group
-        quantum = self._quantum
-        origin = None
-        if quantum.source_kind is not None:
-            origin = KeyOrigin(
-                name=quantum.source_name, kind=quantum.source_kind, simulated=quantum.simulated
-            )
         return state.trail.on_committed(
             event,
             connection_id=connection_id,
@@ -241,5 +233,4 @@ class PeerAudit:
             policy_local=policy.local,
             policy_peer=policy.peer,
             policy_effective=policy.effective,
-            origin=origin,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from cryptography import x509
 from OpenSSL import SSL
@@ -15,6 +16,7 @@ from qproxy.config.model import (
     GatewayConfig,
     KeySourceConfig,
     ListenerTlsConfig,
+    PathConfig,
     PeerConfig,
     PemFiles,
     Pkcs12Files,
@@ -26,9 +28,11 @@ from qproxy.config.model import (
 from qproxy.config.scalars import load_psk
 from qproxy.crypto import labels
 from qproxy.errors import ConfigError
+from qproxy.keys import SourceKind, source_label
 from qproxy.log import get_logger
 from qproxy.modes import ClientAuth
 from qproxy.net.http_client import HttpClient
+from qproxy.runtime.qkd import SourceInUse
 from qproxy.sources.base import KeySource
 from qproxy.sources.etsi014 import Etsi014Source, KeyCalls, LinkFigures
 from qproxy.sources.failover import FailoverSource
@@ -37,6 +41,7 @@ from qproxy.sources.skip import SkipSource
 from qproxy.tls.context import client_context, server_context
 from qproxy.tls.identity import TlsIdentity, TrustStore
 from qproxy.tls.names import certificate_hash
+from qproxy.tunnel.constants import MAX_NAME_BYTES
 from qproxy.tunnel.settings import TunnelSettings
 
 #: TLS contexts of one key source, by the name of the KME each is for.
@@ -45,11 +50,6 @@ SourceContexts = Mapping[str, SSL.Context]
 #: How long a connection to a KME is kept for the next call, in seconds. Shorter than the 5 s after
 #: which common servers close theirs: a key call that meets such a close is lost.
 KME_IDLE_TIMEOUT_S = 4.0
-
-#: How key sources are named in offers, the same words on both sides.
-SOURCE_KIND_ETSI_014 = "etsi-qkd-014"
-SOURCE_KIND_SKIP = "skip"
-SOURCE_KIND_FILE = "file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,49 +125,56 @@ def _http_client(
 
 
 def build_source(
-    config: KeySourceConfig, peer: PeerConfig, tls: SourceContexts | None = None
-) -> tuple[KeySource, str]:
-    """A key source for one peer, and the kind it has in offers. Raises ConfigError.
+    config: KeySourceConfig, peer: PeerConfig, path: PathConfig, tls: SourceContexts | None = None
+) -> SourceInUse:
+    """A key source for one peer. Raises ConfigError.
 
     Args:
         config: what the source is.
         peer: whom keys are shared with.
+        path: which of the peer's sources it is, with both SAE IDs.
         tls: what a KME is reached with; None loads the files that the configuration names.
     """
+    source = _build_source(config, peer, path, tls)
+    return SourceInUse(source, kind_of_source(config), path.name)
+
+
+def _build_source(
+    config: KeySourceConfig, peer: PeerConfig, path: PathConfig, tls: SourceContexts | None
+) -> KeySource:
+    local_id, peer_id = path.local_sae_id or "", path.peer_sae_id or ""
     if isinstance(config, SkipSourceConfig):
         contexts = tls or build_source_contexts(config)
         (endpoint,) = config.endpoints
         http = _http_client(config, endpoint, contexts)
-        skip = SkipSource(config.name, http, config.url, peer.local_sae_id, peer.peer_sae_id)
-        return skip, SOURCE_KIND_SKIP
+        return SkipSource(config.name, http, config.url, local_id, peer_id)
     if isinstance(config, Etsi014SourceConfig):
         contexts = tls or build_source_contexts(config)
-        kmes = [_build_kme(config, endpoint, peer, contexts) for endpoint in config.endpoints]
+        kmes = [_build_kme(config, endpoint, path, contexts) for endpoint in config.endpoints]
         if len(kmes) == 1:
-            return kmes[0], SOURCE_KIND_ETSI_014
-        failover = FailoverSource(
+            return kmes[0]
+        return FailoverSource(
             config.name,
             [(kme.kme, kme) for kme in kmes],
             get_logger("qproxy.sources.failover", peer=peer.name),
             retry_s=config.kme_retry_s,
             max_retry_s=config.max_kme_retry_s,
         )
-        return failover, SOURCE_KIND_ETSI_014
-    return FileSource(config.name, config.directory), SOURCE_KIND_FILE
+    return FileSource(config.name, config.directory)
 
 
 def _build_kme(
     config: Etsi014SourceConfig,
     endpoint: SourceEndpoint,
-    peer: PeerConfig,
+    path: PathConfig,
     contexts: SourceContexts,
 ) -> Etsi014Source:
     return Etsi014Source(
         config.name,
         _http_client(config, endpoint, contexts),
         endpoint.url,
-        peer.local_sae_id,
-        peer.peer_sae_id,
+        path.local_sae_id or "",
+        path.peer_sae_id or "",
         LinkFigures(
             config.qber_field, config.qber_scale, config.key_rate_field, config.key_rate_scale
         ),
@@ -181,37 +188,67 @@ def _build_kme(
     )
 
 
-def source_kind(config: GatewayConfig, peer: PeerConfig) -> str | None:
-    """How the peer's key source is named in offers, or None without one."""
-    if peer.key_source is None:
-        return None
-    return kind_of_source(config.key_sources[peer.key_source])
+def build_sources(config: GatewayConfig, peer: PeerConfig) -> list[SourceInUse]:
+    """Every key source of a peer. Raises ConfigError."""
+    return [build_source(config.key_sources[path.source], peer, path) for path in peer.paths]
 
 
-def kind_of_source(source: KeySourceConfig) -> str:
-    """How offers name what a source is."""
+def source_labels(config: GatewayConfig, peer: PeerConfig) -> tuple[str, ...]:
+    """How offers name the peer's key sources, the same at both ends."""
+    return tuple(
+        source_label(kind_of_source(config.key_sources[path.source]), path.name)
+        for path in peer.paths
+    )
+
+
+def kind_of_source(source: KeySourceConfig) -> SourceKind:
+    """What a source is."""
     match source:
         case Etsi014SourceConfig():
-            return SOURCE_KIND_ETSI_014
+            return SourceKind.ETSI_014
         case SkipSourceConfig():
-            return SOURCE_KIND_SKIP
+            return SourceKind.SKIP
         case FileSourceConfig():
-            return SOURCE_KIND_FILE
+            return SourceKind.FILE
+
+
+def bound_sae_ids(peer: PeerConfig) -> tuple[str, str]:
+    """Our SAE ID and the peer's, as both ends compare them (docs/protocol.md, rule R10).
+
+    Where paths have IDs of their own, all of them stand in one text each, ordered by path.
+
+    Raises:
+        ConfigError: they are too long together.
+    """
+    own = [path for path in peer.key_sources.values() if path.local_sae_id or path.peer_sae_id]
+    if not own:
+        return peer.local_sae_id, peer.peer_sae_id
+    paths = sorted(peer.paths, key=lambda path: path.name)
+    local = ";".join(f"{path.name}={quote(path.local_sae_id or '', safe='')}" for path in paths)
+    remote = ";".join(f"{path.name}={quote(path.peer_sae_id or '', safe='')}" for path in paths)
+    if max(len(local), len(remote)) > MAX_NAME_BYTES:
+        raise ConfigError(
+            f"the SAE IDs of all paths are longer than {MAX_NAME_BYTES} characters together",
+            key=f"peers.{peer.name}.key_sources",
+            hint="shorter names of paths or shorter SAE IDs",
+        )
+    return local, remote
 
 
 def build_settings(config: GatewayConfig, peer: PeerConfig) -> TunnelSettings:
     """What the core needs for tunnels with one peer; reads the PSK. Raises ConfigError."""
     tunnel, rekey = config.tunnel, peer.rekey
+    local_sae_id, peer_sae_id = bound_sae_ids(peer)
     return TunnelSettings(
         local_name=config.node.name,
         peer_name=peer.name,
         pinned_certificate_hash=_pinned_hash(peer),
-        local_sae_id=peer.local_sae_id,
-        peer_sae_id=peer.peer_sae_id,
+        local_sae_id=local_sae_id,
+        peer_sae_id=peer_sae_id,
         policy=peer.policy,
         # Whole seconds on the wire; rounding up would promise the peer more than is configured.
         max_without_qkd_s=max(1, math.floor(peer.max_without_qkd_s)),
-        key_source=source_kind(config, peer),
+        key_sources=source_labels(config, peer),
         aead=peer.aead,
         kem=peer.kem,
         psk=None if peer.psk_file is None else bytes(load_psk(peer.psk_file)),

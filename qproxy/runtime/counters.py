@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from qproxy.errors import Reason
+from qproxy.keys import KeyOrigin
 from qproxy.modes import Mode
 
 KeyT = TypeVar("KeyT")
@@ -72,7 +73,7 @@ class TunnelFacts:
         mode_reason: why the tunnel came to be in this mode.
         mode_at: when it did.
         committed_at: when the running epoch was committed.
-        simulated: the source said so of the QKD keys last mixed in; False where none were.
+        origins: where the keys last mixed in came from, one for each key.
         round_trip_s: smoothed, or None before the first answer to a ping.
     """
 
@@ -85,5 +86,5 @@ class TunnelFacts:
     mode_reason: Reason | None = None
     mode_at: float = 0.0
     committed_at: float = 0.0
-    simulated: bool = False
+    origins: tuple[KeyOrigin, ...] = ()
     round_trip_s: float | None = None

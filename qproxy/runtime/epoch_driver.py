@@ -18,10 +18,10 @@ from qproxy.errors import LocalProtocolError, Reason
 from qproxy.keys import QkdKey
 from qproxy.log import Logger
 from qproxy.modes import Mode, Policy
+from qproxy.quantum.combine import CombinedReservation
 from qproxy.quantum.health import LinkChange, LinkState
 from qproxy.quantum.policy import PEER_HAS_NO_KEYS, Action, Decision, Situation
-from qproxy.quantum.stock import Reservation
-from qproxy.runtime.qkd import QuantumSide
+from qproxy.runtime.qkd import Plan, QuantumSide
 from qproxy.runtime.tunnel import Tunnel
 from qproxy.tunnel.connection import Connection
 from qproxy.tunnel.events import EpochCommitted, EpochFailed
@@ -75,8 +75,11 @@ class EpochDriver:
         self._wish: Reason | None = None
         self._wished = trio.Event()
         self._answered = trio.Event()
-        self._reservation: Reservation | None = None
+        self._reservation: CombinedReservation | None = None
         self._mode: Mode | None = None
+        self._paths: tuple[str, ...] = ()
+        self._offered_paths: tuple[str, ...] = ()
+        self._barred: set[str] = set()
         self._offered_wish = Reason.INITIAL
         self._rejected: Reason | None = None
         self._failures = 0
@@ -123,19 +126,20 @@ class EpochDriver:
         self._mode = event.mode
         self._committed_at = trio.current_time()
         self._rejected = None
+        self._barred.clear()
+        self._paths = self._offered_paths
         self._failures = 0
         self._told = None
         self._hurried = False
         if event.mode is Mode.HYBRID:
-            self._quantum.key_confirmed()
+            self._quantum.key_confirmed(self._offered_paths)
         self._settle(lambda reservation, now: reservation.confirmed(now))
 
     def on_failed(self, event: EpochFailed) -> None:
         """The offer came to nothing: decide again, soon."""
         self._settle(lambda reservation, now: reservation.orphaned(now))
         if event.mode is Mode.HYBRID and event.reason in _KEY_FAILURES:
-            self._rejected = event.reason
-            self._quantum.key_failed(event.reason)
+            self._key_failed(event.reason)
         self._failures += 1
         self.epoch_due(self._offered_wish)
 
@@ -160,7 +164,7 @@ class EpochDriver:
         policy = self._quantum.policy
         if self._mode is not Mode.HYBRID:
             return policy.rekey_interval_s
-        situation = self._situation()
+        situation = self._situation(self._plan())
         if self._obstacle() is Reason.KEYS_EXHAUSTED:
             stretched_s = policy.longest_interval_s(situation.peer_policy)
         else:
@@ -191,6 +195,22 @@ class EpochDriver:
 
     # Inside.
 
+    def _key_failed(self, reason: Reason) -> None:
+        """A hybrid attempt failed for a key: do without the paths to blame in this epoch.
+
+        Where too few are left, the reason may change the mode of the next attempt (rule R9).
+        """
+        blamed = self._quantum.key_failed(self._offered_paths, reason)
+        self._barred.update(blamed)
+        left = [
+            path
+            for path in self._quantum.paths
+            if path.name not in self._barred and path.health.state is not LinkState.DOWN
+        ]
+        if blamed and len(left) < self._quantum.at_least:
+            self._rejected = reason
+            self._barred.clear()
+
     def _obstacle(self) -> Reason | None:
         """What the last decision about a wish that still stands waits for, or None."""
         decision = self._decision
@@ -209,7 +229,7 @@ class EpochDriver:
             self.epoch_due(Reason.OPERATOR)
         elif self._mode is Mode.CLASSICAL_ONLY:
             if self._peer_is_well:
-                self._quantum.health.hasten_trial(now)
+                self._quantum.hasten_trials(now)
             self.epoch_due(Reason.LINK_CHANGE)
 
     def _stagger(self) -> None:
@@ -229,7 +249,7 @@ class EpochDriver:
 
     def _held_s(self) -> float:
         """How long an epoch that is wanted for its age alone is still held back; 0 for not."""
-        down = self._quantum.health.state is LinkState.DOWN
+        down = self._quantum.state is LinkState.DOWN
         if self._wish is not Reason.REKEY_INTERVAL or self._hurried or self._failures or down:
             return 0.0
         now = trio.current_time()
@@ -246,25 +266,19 @@ class EpochDriver:
                 reason=Reason.KEYS_EXHAUSTED,
                 interval_s=round(self.rekey_interval_s, 1),
                 configured_s=self._quantum.policy.rekey_interval_s,
-                stock=self._quantum.stock.available,
+                stock=self._quantum.available,
             )
         elif self._stretched and not stretched and not self.economy:
-            self._log.info("rekey_not_stretched", stock=self._quantum.stock.available)
+            self._log.info("rekey_not_stretched", stock=self._quantum.available)
         self._stretched = stretched or (self._stretched and self.economy)
 
     def _climb_is_due(self) -> bool:
-        """A classical-only tunnel under a link that may be tried, or a wish that waits."""
+        """A tunnel whose epochs could have keys of more sources, or a wish that waits."""
         if self._wish is not None:
             return True
-        if self._mode is not Mode.CLASSICAL_ONLY:
+        if self._mode is None or self._policy() is Policy.OFF:
             return False
-        if self._policy() is Policy.OFF:
-            return False
-        health = self._quantum.health
-        now = trio.current_time()
-        trial_at = health.next_trial_at()
-        ready = health.state is not LinkState.DOWN or (trial_at is not None and trial_at <= now)
-        if ready and self._quantum.stock.available >= self._quantum.policy.keys_per_epoch:
+        if self._quantum.can_widen(self._paths, trio.current_time()):
             self._wish = Reason.LINK_CHANGE
             return True
         return False
@@ -279,15 +293,17 @@ class EpochDriver:
     async def _decide(self) -> None:
         await self._pace()
         wish = self._wish or Reason.LINK_CHANGE
-        decision = self._quantum.policy.decide(self._situation(wish))
+        plan = self._plan(wish)
+        decision = self._quantum.policy.decide(self._situation(plan, wish))
         self._decision = decision
         if decision.action is Action.OFFER and decision.mode is not None:
-            if self._is_pointless(wish, decision):
+            if self._is_pointless(wish, decision, plan):
                 self._wish = self._rejected = None
                 self._failures = 0
                 self._hurried = False
                 return
-            self._offer(wish, decision, decision.mode)
+            if not self._offer(wish, decision, decision.mode, plan):
+                await trio.sleep(RETRY_S)
         elif decision.action is Action.REFUSE:
             self._say_refused(decision)
             self._tunnel.end(decision.reason)
@@ -297,57 +313,68 @@ class EpochDriver:
             await trio.sleep(min(WAIT_S, self._quantum.policy.max_interval_s / 4))
             self._wished.set()
 
-    def _situation(self, wish: Reason | None = None) -> Situation:
-        """What is known now; with a wish, for an epoch to be made, which may use up a trial."""
+    def _plan(self, wish: Reason | None = None) -> Plan:
+        """What a hybrid epoch would be made from; with a wish it may use up a trial."""
+        # A trial is for an epoch that nothing else asks for, or for want of anything better.
+        return self._quantum.plan(
+            trio.current_time(),
+            running=None if self._mode is None else self._paths,
+            barred=self._barred,
+            spend_stock=self._policy() is Policy.REQUIRE,
+            may_try=wish is not None,
+            widen=wish is Reason.LINK_CHANGE,
+        )
+
+    def _situation(self, plan: Plan, wish: Reason | None = None) -> Situation:
+        """What is known now, and of what the epoch would be made."""
         quantum, now = self._quantum, trio.current_time()
-        health = quantum.health
         fresh_at = self._tunnel.connection.qkd_age_from
-        down = health.state is LinkState.DOWN
         return Situation(
-            link=health.state,
-            link_reason=health.reason,
-            keys_available=quantum.stock.available,
+            link=quantum.state,
+            link_reason=quantum.reason,
+            keys_available=plan.keys_available,
             peer_policy=self._tunnel.connection.peer_policy,
             current_mode=self._mode,
             epoch_age_s=now - self._committed_at,
             qkd_age_s=None if fresh_at is None else now - fresh_at,
             rejected=self._rejected,
-            awaits_trial=health.awaits_trial,
-            trial=wish is not None and down and health.take_trial(now),
+            awaits_trial=plan.awaits_trial,
+            trial=plan.trial,
             must_rekey=wish in PRESSING,
             tunnels=self._tunnels(),
-            supply_keys_per_s=quantum.rate_keys_per_s,
-            stock_low=quantum.stock.low,
+            supply_keys_per_s=plan.supply_keys_per_s,
+            stock_low=plan.stock_low,
         )
 
-    def _is_pointless(self, wish: Reason, decision: Decision) -> bool:
-        """A link change that does not change this tunnel's mode after all needs no epoch."""
-        return wish is Reason.LINK_CHANGE and decision.mode is self._mode
+    def _is_pointless(self, wish: Reason, decision: Decision, plan: Plan) -> bool:
+        """A link change that changes neither this tunnel's mode nor its sources needs no epoch."""
+        if wish is not Reason.LINK_CHANGE or decision.mode is not self._mode:
+            return False
+        return self._mode is not Mode.HYBRID or set(plan.paths) <= set(self._paths)
 
     async def _pace(self) -> None:
         """After failures, offers come slower and slower; the first retry is at once."""
         if self._failures > 1:
             await trio.sleep(min(RETRY_S * 2.0 ** (self._failures - 2), MAX_RETRY_S))
 
-    def _offer(self, wish: Reason, decision: Decision, mode: Mode) -> None:
+    def _offer(self, wish: Reason, decision: Decision, mode: Mode, plan: Plan) -> bool:
+        """Make an offer. False where its keys were not to be had: another tunnel was quicker."""
         now = trio.current_time()
         keys: tuple[QkdKey, ...] = ()
+        self._offered_paths = plan.paths if mode is Mode.HYBRID else ()
         if mode is Mode.HYBRID:
             # A new tunnel may be one to a restarted peer, which holds nothing any more.
-            reservation = self._quantum.stock.reserve(
-                self._quantum.policy.keys_per_epoch, now, fresh=wish is Reason.INITIAL
-            )
+            reservation = self._quantum.reserve(plan.paths, now, fresh=wish is Reason.INITIAL)
             if reservation is None:
-                self._wished.set()  # Another tunnel was quicker: decide again.
-                return
+                self._wished.set()
+                return False
             try:
                 reservation.offered(now)
             except LocalProtocolError:
                 self._wished.set()
-                return
+                return False
             self._reservation = reservation
             keys = reservation.keys
-            self._quantum.nudge()
         # Why this mode is more telling than why now, wherever the mode is not what it was.
         changes = self._mode is not mode and (self._mode is not None or mode is not Mode.HYBRID)
         reason = decision.reason if changes else wish
@@ -364,13 +391,14 @@ class EpochDriver:
             self._log.debug("epoch_not_started", reason=error.reason, detail=str(error))
             self._settle(lambda held, at: held.orphaned(at))
             if error.reason is Reason.EPOCH_LIMIT:
-                return  # There will be no further epoch: keys would be drawn for nothing.
+                return True  # There will be no further epoch: keys would be drawn for nothing.
             if error.reason is Reason.KEY_INVALID:
-                self._quantum.key_failed(error.reason)
+                self._key_failed(error.reason)
             self._failures += 1
             self.epoch_due(wish)
+        return True
 
-    def _settle(self, end: Callable[[Reservation, float], None]) -> None:
+    def _settle(self, end: Callable[[CombinedReservation, float], None]) -> None:
         self._answered.set()
         reservation, self._reservation = self._reservation, None
         # The stock gives up on an offer by itself after a while, and says so in its counters.

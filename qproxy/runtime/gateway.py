@@ -25,6 +25,7 @@ from qproxy.runtime.build import (
     TunnelContexts,
     build_settings,
     build_source,
+    build_sources,
     build_tunnel_contexts,
     build_unknown_peer_settings,
 )
@@ -161,13 +162,14 @@ class Gateway:
             for peer in self.peers.values():
                 peer.use_tls(material.tunnels)
         for peer in self.peers.values():
-            name_of_source = peer.config.key_source
-            if name_of_source is None or name_of_source not in sources:
-                continue
-            tls = material.sources[name_of_source]
-            source, _ = build_source(self.config.key_sources[name_of_source], peer.config, tls)
-            if self._nursery is not None:
-                self._nursery.start_soon(peer.quantum.use_source, source)
+            for path in peer.config.paths:
+                if path.source not in sources:
+                    continue
+                tls = material.sources[path.source]
+                config = self.config.key_sources[path.source]
+                in_use = build_source(config, peer.config, path, tls)
+                if self._nursery is not None:
+                    self._nursery.start_soon(peer.quantum.use_source, in_use)
 
     async def drain(self) -> None:
         """Take nothing new, wait for what is there, end the tunnels in order."""
@@ -199,14 +201,14 @@ class Gateway:
     def log_totals(self) -> None:
         """One line for each peer: what happened since the start."""
         for name, peer in self.peers.items():
-            totals, counters = peer.totals, peer.quantum.stock.counters
+            totals, counters = peer.totals, peer.quantum.counters
             self._log.info(
                 "peer_totals",
                 peer=name,
                 tunnels=totals.tunnels,
                 hybrid_epochs=totals.hybrid_epochs,
                 classical_epochs=totals.classical_epochs,
-                qkd_keys=totals.qkd_keys,
+                keys=totals.keys,
                 keys_drawn=counters.drawn,
                 keys_orphaned=counters.orphaned,
                 keys_redeemed=peer.quantum.redeemed,
@@ -310,13 +312,9 @@ class Gateway:
     def _build_peer(self, name: str) -> Peer:
         config = self.config.peers[name]
         log = self._log.bind(peer=name)
-        source, kind = None, None
-        if config.key_source is not None:
-            source, kind = build_source(self.config.key_sources[config.key_source], config)
         quantum = QuantumSide(
             config,
-            source,
-            kind,
+            build_sources(self.config, config),
             log,
             now=trio.current_time(),
             workers=max(1, self.config.node.workers),
@@ -330,7 +328,7 @@ class Gateway:
             kem=self._kem,
             services=self.services,
             log=self._log,
-            audit=PeerAudit(self.audit, name, quantum),
+            audit=PeerAudit(self.audit, name),
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import random
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -12,6 +14,7 @@ import trio
 from qproxy.config.model import GatewayConfig, PeerConfig
 from qproxy.crypto.kem import KemProvider
 from qproxy.errors import LocalProtocolError, Reason
+from qproxy.keys import KeyNature, KeyOrigin
 from qproxy.log import Logger
 from qproxy.modes import Mode
 from qproxy.net.endpoint import ConnectionLost
@@ -70,7 +73,8 @@ class PeerTotals:
         tunnels: tunnels that were established.
         hybrid_epochs: epochs committed in hybrid mode.
         classical_epochs: epochs committed in classical-only mode.
-        qkd_keys: QKD keys that went into epochs.
+        keys: keys of key sources that went into epochs.
+        keys_used: the same by where they came from.
         streams: streams of tunnels that have ended.
         bytes_sent: application bytes of tunnels that have ended.
         bytes_received: the same, received.
@@ -83,7 +87,8 @@ class PeerTotals:
     tunnels: int = 0
     hybrid_epochs: int = 0
     classical_epochs: int = 0
-    qkd_keys: int = 0
+    keys: int = 0
+    keys_used: Counter[KeyOrigin] = field(default_factory=Counter)
     streams: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -135,6 +140,7 @@ class Peer:
         self._audit = audit
         self._end_reason: Reason | None = None
         self._nursery: trio.Nursery | None = None
+        self._warned_of: set[str] = set()
         quantum.on_link_change(self._on_link_change)
         quantum.on_keys_drawn(self._announce)
 
@@ -414,26 +420,39 @@ class Peer:
             self.totals.hybrid_epochs += 1
         else:
             self.totals.classical_epochs += 1
-        self.totals.qkd_keys += len(event.key_ids)
+        self.totals.keys += len(event.key_ids)
+        for origin in event.origins:
+            self.totals.keys_used[origin] += 1
         facts, now = tunnel.facts, trio.current_time()
         before, facts.mode, facts.committed_at = facts.mode, event.mode, now
         if event.key_ids:
-            facts.simulated = self.quantum.simulated
+            facts.origins = event.origins
         fields = {
             "epoch": event.epoch,
             "mode": event.mode,
             "reason": event.reason,
-            "qkd_keys": len(event.key_ids),
-            "source": self.quantum.source_name if event.key_ids else None,
-            "simulated": self.quantum.simulated if event.key_ids else None,
+            **_key_fields(event.origins),
             "epoch_id": event.epoch_id.hex(),
         }
         self._log.debug("epoch_committed", **fields)
+        self._warn_of_simulated(event.origins)
         if before is not event.mode:
             facts.mode_reason, facts.mode_at = event.reason, now
             self.totals.mode_changes.add((event.mode, event.reason), now)
             write = self._log.info if event.mode is Mode.HYBRID else self._log.warning
             write("mode_changed", was=before, chained_qkd=event.qkd_ever, **fields)
+
+    def _warn_of_simulated(self, origins: Sequence[KeyOrigin]) -> None:
+        """Once for each source: whoever takes this for protection must be told."""
+        for origin in origins:
+            if origin.simulated and origin.source not in self._warned_of:
+                self._warned_of.add(origin.source)
+                self._log.warning(
+                    "simulated_keys",
+                    source=origin.source,
+                    kind=origin.kind,
+                    hint="no photon was involved: these keys are for trials and protect nothing",
+                )
 
     def _on_failed(self, tunnel: Tunnel, event: EpochFailed) -> None:
         self.totals.epoch_failures.add((event.mode, event.reason), trio.current_time())
@@ -486,3 +505,14 @@ class Peer:
 def _milliseconds(duration_s: float) -> float:
     """For the log, to the microsecond."""
     return round(1000 * duration_s, 3)
+
+
+def _key_fields(origins: Sequence[KeyOrigin]) -> dict[str, object]:
+    """What a log line says of the keys in an epoch: how many, from where, and what they are."""
+    fields: dict[str, object] = {"keys": len(origins)}
+    if origins:
+        fields["sources"] = list(dict.fromkeys(origin.source for origin in origins))
+        fields["kinds"] = list(dict.fromkeys(origin.kind for origin in origins))
+        fields["keys_are"] = list(dict.fromkeys(origin.nature for origin in origins))
+        fields["simulated"] = any(origin.nature is KeyNature.SIMULATED for origin in origins)
+    return fields

@@ -1,63 +1,84 @@
-"""The quantum side of one peer: keys in stock ahead of need, and the health of the link.
+"""The quantum side of one peer: every key source it shares with us, and what they amount to.
 
-Nothing on the data path waits for a KME. One task probes the key source and refills the stock; the
-epochs of a tunnel's client take from the stock, and those of its server redeem IDs in a task of
-their own. All calls go through here, so that the link's health hears of every one of them.
+Each source is a :class:`~qproxy.runtime.key_path.KeyPath` with a stock and a link health of its
+own; what they are together, and which of them an epoch is made from, is decided by
+:mod:`qproxy.quantum.combine`.
 """
 
 from __future__ import annotations
 
 import os
-import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import trio
 
 from qproxy.config.model import PeerConfig
-from qproxy.errors import KeySourceError, Reason
+from qproxy.errors import Reason
 from qproxy.keys import QkdKey, wipe_keys
 from qproxy.log import Logger
 from qproxy.modes import Mode, Policy
-from qproxy.quantum.health import LinkChange, LinkHealth, LinkReport, LinkState
+from qproxy.quantum.combine import (
+    CombinedReservation,
+    Suspects,
+    choose_paths,
+    combined_state,
+)
+from qproxy.quantum.health import LinkChange, LinkState
 from qproxy.quantum.policy import ModePolicy
-from qproxy.quantum.redeemed import RedeemedKeys, RedeemedSettings
-from qproxy.quantum.spent import SpentIds
-from qproxy.quantum.stock import MAX_STOCK_KEYS, KeyStock, StockSettings
+from qproxy.quantum.stock import Reservation, StockCounters
 from qproxy.runtime.counters import Tally
-from qproxy.sources.base import KeySource, SourceStatus
+from qproxy.runtime.key_path import KeyPath
+from qproxy.sources.base import KeySource
 from qproxy.tunnel.announce import INSTANCE_ID_BYTES, MAX_KEYS_PER_ANNOUNCE, KeyReport
 from qproxy.tunnel.events import KeysReported
 from qproxy.tunnel.messages import OfferedKey
 
-#: How long a new gateway waits for the first word from its key source before it dials, so that a
+#: How long a new gateway waits for the first word from its key sources before it dials, so that a
 #: tunnel does not begin in classical-only mode just because the first key was under way.
 FIRST_WORD_S = 3.0
 #: Names this process to peers, which must know when announced keys are lost with it.
 INSTANCE_ID = os.urandom(INSTANCE_ID_BYTES)
-#: Shortest pause between two calls for keys, in seconds.
-MIN_DRAW_PAUSE_S = 0.05
-#: Keys in stock, at most, while only a trial epoch can heal the link: if the two KMEs are out of
-#: step, more would only be wasted.
-MAX_TRIAL_STOCK_KEYS = 8
 
 #: Share of ``rekey.max_age_s`` that an epoch may be stretched to while keys are short. Both ends
 #: close the tunnel at the full age, so enough must be left for several attempts at an epoch.
 STRETCH_SHARE = 0.5
 
-#: Failures of a key after which others drawn with it are not to be trusted either.
-_OUT_OF_STEP = frozenset({Reason.KEY_NOT_FOUND, Reason.KEY_MISMATCH, Reason.KEY_INVALID})
+
+@dataclass(frozen=True, slots=True)
+class SourceInUse:
+    """A key source towards one peer.
+
+    Attributes:
+        source: where keys are drawn and redeemed.
+        kind: what it is ("etsi-qkd-014", "skip", "file").
+        path: what both ends call this pair of sources; empty where it is the only one.
+    """
+
+    source: KeySource
+    kind: str
+    path: str = ""
 
 
-def _stock_settings(config: PeerConfig, workers: int) -> StockSettings:
-    """The configured bounds, or more where the tunnels of a pool use more between two draws."""
-    kept = config.key_stock
-    round_of_rekeys = config.tunnels * config.qkd_keys_per_epoch
-    return StockSettings(
-        low_water=min(MAX_STOCK_KEYS, max(kept.low_water, 2 * round_of_rekeys)),
-        high_water=min(MAX_STOCK_KEYS, max(kept.high_water, 4 * round_of_rekeys)),
-        max_age_s=kept.max_age_s,
-        min_rate_keys_per_s=StockSettings().min_rate_keys_per_s / workers,
-    )
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the next hybrid epoch would be made from.
+
+    Attributes:
+        paths: names; empty where there are too few.
+        trial: one of them may be used although its link is down.
+        keys_available: keys in stock of the binding path.
+        awaits_trial: only an epoch can heal the binding path.
+        supply_keys_per_s: keys the binding path's link makes each second, or None.
+        stock_low: the binding path's stock is below its low water.
+    """
+
+    paths: tuple[str, ...]
+    trial: bool
+    keys_available: int
+    awaits_trial: bool
+    supply_keys_per_s: float | None
+    stock_low: bool
 
 
 class QuantumSide:
@@ -65,22 +86,18 @@ class QuantumSide:
 
     Attributes:
         config: the peer's configuration.
-        source_kind: how offers name the source ("etsi-qkd-014", "file"), or None without one.
-        health: state of the link.
-        stock: keys drawn ahead, for the tunnels this gateway dials.
+        paths: its key sources, in the configuration's order; none with policy ``off``.
         policy: what this end demands.
-        simulated: the source says that its keys are simulated.
-        redeemed: keys redeemed for tunnels that the peer dialled.
-        last_status: what the source last said of itself, or None.
-        failures: calls to the source that failed, by reason.
-        link_changes: changes of the link's state, by the state from then on.
+        at_least: how many paths make an epoch hybrid: what is configured, or more where the peer
+            has said that it insists.
+        link_changes: changes of the state of all links together, by the state from then on.
+        since: when it came into that state.
     """
 
     def __init__(
         self,
         config: PeerConfig,
-        source: KeySource | None,
-        source_kind: str | None,
+        sources: Sequence[SourceInUse],
         log: Logger,
         *,
         now: float,
@@ -90,110 +107,208 @@ class QuantumSide:
 
         Args:
             config: the peer's configuration.
-            source: where keys come from, or None.
-            source_kind: how offers name it, or None.
+            sources: where keys come from.
             log: where changes are told.
-            now: seconds of the runtime's monotonic clock.
-            workers: processes that share the link's keys evenly, this one among them.
+            now: seconds of trio's clock.
+            workers: processes that share the links' keys evenly, this one among them.
         """
         self.config = config
         self._workers = workers
-        self._source = source
+        self.at_least = config.combine_at_least
+        self.link_changes: Tally[tuple[LinkState, Reason]] = Tally()
+        self.since = now
         self._log = log
-        self._settings = config.link_health
-        self._draws = config.address is not None
-        self._redeemable = SpentIds()
-        self._held = RedeemedKeys(RedeemedSettings(), now)
-        self._fetch_ended = trio.Event()
         self._peer_instance: bytes | None = None
-        self._first_word = trio.Event()
-        self._nudge = trio.Event()
+        self._suspects = Suspects()
         self._listeners: list[Callable[[LinkChange], None]] = []
         self._draw_listeners: list[Callable[[], None]] = []
-        self._rate: float | None = None
-        self._status_at = now
-        self.source_kind = source_kind
-        self.simulated = False
-        self.redeemed = 0
-        self.last_status: SourceStatus | None = None
-        self.failures: Tally[Reason] = Tally()
-        self.link_changes: Tally[tuple[LinkState, Reason]] = Tally()
-        self.health = LinkHealth(self._settings, now, random=random.random)
-        self._stock_settings = _stock_settings(config, workers)
-        self.stock = KeyStock(self._stock_settings, SpentIds(), now)
+        self.paths = tuple(
+            KeyPath(
+                config,
+                entry.source,
+                entry.kind,
+                log,
+                now=now,
+                name=entry.path,
+                workers=workers,
+                on_change=self._on_path_change,
+                on_keys=self._on_keys,
+            )
+            for entry in sources
+        )
+        self._by_name = {path.name: path for path in self.paths}
+        self._by_label = {path.label: path for path in self.paths}
+        self._state = self.state
         self.policy = ModePolicy(
             policy=config.policy,
             max_without_qkd_s=config.max_without_qkd_s,
             rekey_interval_s=config.rekey.interval_s,
             max_interval_s=max(config.rekey.interval_s, STRETCH_SHARE * config.rekey.max_age_s),
             keys_per_epoch=config.qkd_keys_per_epoch,
-            has_key_source=source is not None,
+            has_key_source=bool(self.paths),
         )
 
     @property
-    def source_name(self) -> str:
-        """The configured name of the source, for logs; empty without one."""
-        return self._source.name if self._source is not None else ""
+    def state(self) -> LinkState:
+        """State of all links together; DEGRADED, not known, without any source."""
+        return self._combined()[0]
+
+    @property
+    def reason(self) -> Reason:
+        """Why it is in that state."""
+        return self._combined()[1]
 
     @property
     def draws(self) -> bool:
-        """Whether this side keeps a stock: it dials. The other side redeems what was offered."""
-        return self._draws
+        """Whether this side keeps stocks: it dials. The other side redeems what was offered."""
+        return self.config.address is not None
 
     @property
-    def rate_keys_per_s(self) -> float | None:
-        """Keys of our size that the link makes each second, where the source says so."""
-        return self._rate
+    def available(self) -> int:
+        """Keys that can be reserved now, over all stocks."""
+        return sum(path.stock.available for path in self.paths)
+
+    @property
+    def counters(self) -> StockCounters:
+        """What became of every key so far, over all stocks."""
+        total = StockCounters()
+        for path in self.paths:
+            total += path.stock.counters
+        return total
+
+    @property
+    def redeemed(self) -> int:
+        """Keys redeemed for tunnels that the peer dialled."""
+        return sum(path.redeemed for path in self.paths)
 
     def on_link_change(self, listener: Callable[[LinkChange], None]) -> None:
-        """Call this with every change of the link's state."""
+        """Call this with every change of the state of all links together."""
         self._listeners.append(listener)
 
     def on_keys_drawn(self, listener: Callable[[], None]) -> None:
-        """Call this whenever keys have come into the stock."""
+        """Call this whenever keys have come into a stock."""
         self._draw_listeners.append(listener)
 
-    async def use_source(self, source: KeySource) -> None:
-        """Call another source of the same keys from now on; returns when the one before is closed.
-
-        Its connections may have been made with certificates that are replaced by now.
-        """
-        before, self._source = self._source, source
-        if before is None:
-            return
-        try:
-            await trio.sleep(max(self.config.kme_timeout_s, self._settings.probe_timeout_s))
-        finally:
-            with trio.CancelScope(shield=True), trio.move_on_after(1):
-                await before.aclose()
-
     async def first_word(self) -> None:
-        """Wait until keys are there or the link is known to be down, but not for long."""
-        if self._source is not None and self.config.policy is not Policy.OFF:
+        """Wait until every source has given keys or is known to be down, but not for long."""
+        if self.config.policy is not Policy.OFF:
             with trio.move_on_after(FIRST_WORD_S):
-                await self._first_word.wait()
+                for path in self.paths:
+                    await path.first_word()
 
-    def nudge(self) -> None:
-        """Keys were taken: look at the stock now rather than at the next probe."""
-        self._nudge.set()
+    async def use_source(self, entry: SourceInUse) -> None:
+        """Call another source of the same keys on its path from now on."""
+        await self._by_name[entry.path].use_source(entry.source)
 
     async def run(self) -> None:
-        """Probe and draw for as long as the gateway runs."""
-        if self._source is None:
-            return
-        try:
-            while (source := self._source) is not None:
-                try:
-                    await self._one_round(source)
-                except Exception as error:  # a fault of ours must not leave the link unwatched
-                    self._log.unexpected("key_source_failed", error, source=source.name)
-                    self._failed(Reason.INTERNAL_ERROR, type(error).__name__, drawing=True)
-                await self._pause()
-        finally:
-            with trio.CancelScope(shield=True), trio.move_on_after(1):
-                await self._source.aclose()
-            self.stock.close(trio.current_time())
-            self._held.close()
+        """Watch every source for as long as the gateway runs."""
+        async with trio.open_nursery() as nursery:
+            for path in self.paths:
+                nursery.start_soon(path.run)
+
+    # The client's side of an epoch.
+
+    def plan(
+        self,
+        now: float,
+        *,
+        running: Collection[str] | None,
+        barred: Collection[str] = (),
+        spend_stock: bool = False,
+        may_try: bool = False,
+        widen: bool = False,
+    ) -> Plan:
+        """What the next hybrid epoch would be made from. Without any source: nothing.
+
+        Args:
+            now: seconds of trio's clock.
+            running: paths of the running epoch; None where none runs yet.
+            barred: paths that failed in this very epoch.
+            spend_stock: keys in stock may be used up where no more come.
+            may_try: where too few paths can be used, one whose link is down for its keys may be
+                tried, which uses up its trial.
+            widen: the same, where there is nothing else that the running epoch has not.
+        """
+        steady = self._choose(running, barred, spend_stock, frozenset())
+        on_trial: frozenset[str] = frozenset()
+        if may_try and (not steady or (widen and set(steady) <= set(running or ()))):
+            on_trial = self._take_trials(now, barred, enough=not steady)
+        chosen = steady
+        if on_trial:
+            chosen = self._choose(running, barred, spend_stock, on_trial) or steady
+        binding = self._binding(barred, on_trial)
+        if binding is None:
+            return Plan((), False, 0, False, None, False)
+        # One source alone is weighed by the policy; of several it cannot know which have keys.
+        counts = chosen or len(self.paths) == 1
+        return Plan(
+            paths=chosen,
+            trial=any(self._by_name[name].health.state is LinkState.DOWN for name in chosen),
+            keys_available=binding.stock.available if counts else 0,
+            awaits_trial=binding.health.awaits_trial,
+            supply_keys_per_s=binding.rate_keys_per_s,
+            stock_low=binding.stock.low,
+        )
+
+    def reserve(
+        self, paths: Sequence[str], now: float, *, fresh: bool
+    ) -> CombinedReservation | None:
+        """Lend an epoch its keys: from all of these paths, or None.
+
+        Args:
+            paths: names.
+            now: seconds of trio's clock.
+            fresh: the peer may have restarted: take keys first that it was not told of.
+        """
+        number = self.policy.keys_per_epoch
+        parts: list[tuple[str, Reservation]] = []
+        for name in paths:
+            part = self._by_name[name].stock.reserve(number, now, fresh=fresh)
+            if part is None:
+                CombinedReservation(parts).released(now)
+                return None
+            parts.append((name, part))
+        for name in paths:
+            self._by_name[name].nudge()
+        return CombinedReservation(parts) if parts else None
+
+    def key_failed(self, used: Sequence[str], reason: Reason) -> tuple[str, ...]:
+        """A hybrid epoch of these paths failed for a key, here or at the peer.
+
+        Returns:
+            The paths to blame; none where others must be tried first to find out.
+        """
+        if reason is Reason.TOO_FEW_SOURCES:
+            self._peer_insists(len(used) + 1)
+            return tuple(used)
+        blamed = self._suspects.failed(used, self.at_least)
+        for name in blamed:
+            self._by_name[name].key_failed(reason)
+        return blamed
+
+    def key_confirmed(self, used: Sequence[str]) -> None:
+        """A hybrid epoch of these paths committed."""
+        self._suspects.confirmed(used)
+        for name in used:
+            self._by_name[name].key_confirmed()
+
+    def hasten_trials(self, now: float) -> None:
+        """The peer says that its link is well again."""
+        for path in self.paths:
+            path.health.hasten_trial(now)
+
+    def can_widen(self, running: Collection[str], now: float) -> bool:
+        """Whether an epoch could have a path that the running one has not."""
+        for path in self.paths:
+            if path.name in running:
+                continue
+            trial_at = path.health.next_trial_at()
+            up = path.health.state is not LinkState.DOWN or path.health.proven
+            due = trial_at is not None and trial_at <= now
+            keys = self.policy.keys_per_epoch * (2 if up and running else 1)
+            if (up or due) and path.stock.available >= keys:
+                return True
+        return False
 
     # The server's side.
 
@@ -205,283 +320,209 @@ class QuantumSide:
         Returns:
             The keys in the order offered, the caller's to wipe; or why they cannot be had.
         """
-        now = trio.current_time()
-        source = self._source
-        if source is None:
+        if not self.paths:
             return Reason.NO_KEY_SOURCE
-        size_bits = self.config.qkd_key_size_bits
-        if any(key.size_bytes * 8 != size_bits for key in keys):
+        wanted: dict[str, list[str]] = {}
+        for key in keys:
+            if key.source not in self._by_label:
+                return Reason.NO_KEY_SOURCE
+            wanted.setdefault(key.source, []).append(key.key_id)
+        if any(8 * key.size_bytes != self.config.qkd_key_size_bits for key in keys):
             return Reason.KEY_INVALID
         # Every ID is claimed, also after one was refused: an ID in an OFFER is burnt (rule R5).
-        claims = [self._redeemable.claim(key.key_id, now) for key in keys]
+        claims = [self._by_label[label].claim(ids) for label, ids in wanted.items()]
         if not all(claims):
             return Reason.KEY_SPENT
-        refusal = self._refusal(peer_policy)
-        if refusal is not None:
-            return refusal
-        try:
-            with trio.fail_after(self.config.kme_timeout_s):
-                redeemed = await self._take_or_fetch(source, [key.key_id for key in keys])
-        except trio.TooSlowError:
-            self._failed(Reason.KME_TIMEOUT, "no answer in time", drawing=False)
-            return Reason.KME_TIMEOUT
-        except KeySourceError as error:
-            self._fetch_failed(error)
-            return error.reason
-        self.redeemed += len(redeemed)
-        if redeemed:
-            self.simulated = redeemed[0].simulated
-        return redeemed
+        if len(wanted) < self.config.combine_at_least:
+            return Reason.TOO_FEW_SOURCES
+        for label in wanted:
+            refusal = self._refusal(self._by_label[label], peer_policy)
+            if refusal is not None:
+                return refusal
+        return await self._redeem_all(keys, wanted)
 
     async def redeem_ahead(self, keys: tuple[OfferedKey, ...]) -> KeyReport:
         """The server's side of an ANNOUNCE: fetch what there is room for, and say what is held."""
-        now = trio.current_time()
-        results: dict[str, Reason | None] = {}
+        results: dict[tuple[str, str], Reason | None] = {}
+        wanted: dict[str, list[OfferedKey]] = {}
         for key in keys:
-            results[key.key_id] = self._refusal_ahead(key, now)
-        wanted = [key_id for key_id, refusal in results.items() if refusal is None]
-        if wanted and self._source is not None:
-            failure = await self._fetch_ahead(self._source, wanted)
-            if failure is not None:
-                results.update(dict.fromkeys(wanted, failure))
+            # What no source here can have is refused at once.
+            results[key.source, key.key_id] = Reason.KEY_INVALID
+            if not self.paths:
+                results[key.source, key.key_id] = Reason.NO_KEY_SOURCE
+            elif key.source in self._by_label:
+                wanted.setdefault(key.source, []).append(key)
+
+        async def fetch(label: str) -> None:
+            found = await self._by_label[label].redeem_ahead(wanted[label])
+            results.update({(label, key_id): reason for key_id, reason in found.items()})
+
+        async with trio.open_nursery() as nursery:
+            for label in wanted:
+                nursery.start_soon(fetch, label)
         # What holds nothing loses nothing: to the peer, workers that come and go are one gateway.
         instance_id = INSTANCE_ID if self._workers == 1 else bytes(INSTANCE_ID_BYTES)
-        return KeyReport(instance_id, tuple(results.items()))
+        return KeyReport(
+            instance_id, tuple((key_id, reason) for (_, key_id), reason in results.items())
+        )
 
     # The client's side of announcing.
 
     def keys_to_announce(self) -> tuple[OfferedKey, ...]:
-        """Keys the peer should redeem ahead; at most half of the stock is ever told.
-
-        The other half is for the first epoch with a peer that has restarted: what it had
-        redeemed is lost with its memory.
-        """
-        kind = self.source_kind
-        if kind is None or not self._draws or self.health.state is LinkState.DOWN:
-            return ()
-        room = self._stock_settings.high_water // 2 - self.stock.announced
-        size_bytes = self.config.qkd_key_size_bits // 8
-        ids = self.stock.announce(min(room, MAX_KEYS_PER_ANNOUNCE))
-        return tuple(OfferedKey(kind, size_bytes, key_id) for key_id in ids)
+        """Keys the peer should redeem ahead, of every source a fair part."""
+        share = MAX_KEYS_PER_ANNOUNCE // max(1, len(self.paths))
+        return tuple(key for path in self.paths for key in path.keys_to_announce(share))
 
     def not_announced(self, keys: tuple[OfferedKey, ...]) -> None:
         """These keys cannot be told to the peer, whatever their source was thinking: wipe them."""
-        wiped = self.stock.discard([key.key_id for key in keys])
+        wiped = 0
+        for label, path in self._by_label.items():
+            wiped += path.stock.discard([key.key_id for key in keys if key.source == label])
         self._log.debug("keys_not_announced", keys_discarded=wiped)
 
     def on_report(self, event: KeysReported) -> None:
         """What the peer says of announced keys. Those it cannot have are wiped."""
         if self._peer_instance not in {None, event.instance_id}:
-            self._log.info("peer_restarted", keys_discarded=self.stock.discard_held())
+            discarded = sum(path.stock.discard_held() for path in self.paths)
+            self._log.info("peer_restarted", keys_discarded=discarded)
+            self.at_least = self.config.combine_at_least
+            self._settle()
         self._peer_instance = event.instance_id
-        self.stock.held_by_peer(event.held)
         lost = [key_id for key_id, reason in event.refused if reason is not Reason.LIMIT_REACHED]
         if lost:
             reasons = sorted({reason for _, reason in event.refused})
             self._log.debug("announced_keys_refused", count=len(lost), reasons=reasons)
-            self.stock.discard(lost)
-            self.nudge()
+        for path in self.paths:
+            path.stock.held_by_peer(event.held)
+            path.discard(lost)
 
-    def _refusal_ahead(self, key: OfferedKey, now: float) -> Reason | None:
-        """Why an announced key is not fetched, or None."""
-        if self._source is None:
-            return Reason.NO_KEY_SOURCE
-        if self._workers > 1:
-            # The tunnel whose OFFER names it may be in another worker, which could not have it.
-            return Reason.LIMIT_REACHED
-        if key.size_bytes * 8 != self.config.qkd_key_size_bits or key.source != self.source_kind:
-            return Reason.KEY_INVALID
-        if self._redeemable.spent(key.key_id, now):
-            return Reason.KEY_SPENT
-        return self._held.admit(key.key_id, now)
+    # Inside.
 
-    async def _take_or_fetch(self, source: KeySource, key_ids: list[str]) -> list[QkdKey]:
-        """Keys held already, the others from the source; in the order asked."""
-        while any(self._held.is_fetching(key_id) for key_id in key_ids):
-            await self._fetch_ended.wait()
+    def _combined(self) -> tuple[LinkState, Reason]:
+        if not self.paths:
+            return LinkState.DEGRADED, Reason.INITIAL
+        states = [(path.health.state, path.health.reason) for path in self.paths]
+        return combined_state(states, self.at_least)
+
+    def _on_path_change(self, _change: LinkChange | None) -> None:
+        self._settle()
+
+    def _settle(self) -> None:
+        """Tell everybody where the state of all links together is another one than before."""
+        old, (new, reason) = self._state, self._combined()
+        if new is old:
+            return
         now = trio.current_time()
-        found = {key_id: self._held.take(key_id, now) for key_id in key_ids}
-        missing = [key_id for key_id, key in found.items() if key is None]
-        try:
-            if missing:
-                fetched = await source.get_keys_by_id(missing, self.config.qkd_key_size_bits)
-                found.update(zip(missing, fetched, strict=True))
-                self._told(self.health.success(trio.current_time()))
-        except BaseException:
-            wipe_keys([key for key in found.values() if key is not None])
-            raise
-        return [key for key in found.values() if key is not None]
+        self._state, self.since = new, now
+        self.link_changes.add((new, reason), now)
+        if len(self.paths) > 1:
+            write = self._log.warning if new is not LinkState.HEALTHY else self._log.info
+            write(
+                "combined_link_state",
+                old=old,
+                new=new,
+                reason=reason,
+                usable=[p.name for p in self.paths if p.health.state is not LinkState.DOWN],
+                down=[p.name for p in self.paths if p.health.state is LinkState.DOWN],
+                at_least=self.at_least,
+            )
+        for listener in self._listeners:
+            listener(LinkChange(old, new, reason, now))
 
-    async def _fetch_ahead(self, source: KeySource, key_ids: list[str]) -> Reason | None:
-        try:
-            with trio.fail_after(self.config.kme_timeout_s):
-                keys = await source.get_keys_by_id(key_ids, self.config.qkd_key_size_bits)
-        except trio.TooSlowError:
-            self._failed(Reason.KME_TIMEOUT, "no answer in time", drawing=False)
-            return Reason.KME_TIMEOUT
-        except KeySourceError as error:
-            self._fetch_failed(error)
-            return error.reason
-        else:
-            now = trio.current_time()
-            for key in keys:
-                self._held.fetched(key, now)
-            self._told(self.health.success(now))
-            return None
-        finally:
-            self._held.not_fetched(key_ids)
-            self._fetch_ended.set()
-            self._fetch_ended = trio.Event()
+    def _on_keys(self) -> None:
+        for listener in self._draw_listeners:
+            listener()
 
-    def _fetch_failed(self, error: KeySourceError) -> None:
-        """Failures that speak of one key say nothing of the link."""
-        if error.reason in {Reason.KEY_NOT_FOUND, Reason.KEY_INVALID}:
-            self.failures.add(error.reason, trio.current_time())
-        else:
-            self._failed(error.reason, str(error), drawing=False)
+    def _peer_insists(self, number: int) -> None:
+        """The peer takes no epoch of so few paths."""
+        if number > self.at_least:
+            self.at_least = number
+            self._log.warning(
+                "peer_wants_more_sources",
+                at_least=number,
+                configured=self.config.combine_at_least,
+                hint="give both ends the same combine_at_least and the same paths in key_sources",
+            )
+            self._settle()
 
-    def _refusal(self, peer_policy: Policy) -> Reason | None:
-        """Why this end will not have a hybrid epoch just now, although it was offered one.
+    def _choose(
+        self,
+        running: Collection[str] | None,
+        barred: Collection[str],
+        spend_stock: bool,
+        on_trial: frozenset[str],
+    ) -> tuple[str, ...]:
+        return choose_paths(
+            [path.view(on_trial=path.name in on_trial) for path in self.paths],
+            self._suspects,
+            at_least=self.at_least,
+            keys_per_epoch=self.policy.keys_per_epoch,
+            running=running,
+            barred=barred,
+            spend_stock=spend_stock,
+        )
+
+    def _take_trials(self, now: float, barred: Collection[str], *, enough: bool) -> frozenset[str]:
+        """Paths that may be tried now; one, or with ``enough`` as many as an epoch needs."""
+        usable = sum(path.health.state is not LinkState.DOWN for path in self.paths)
+        wanted = max(1, self.at_least - usable) if enough else 1
+        taken: set[str] = set()
+        for path in self.paths:
+            down = path.health.state is LinkState.DOWN and not path.health.proven
+            may = down and path.name not in barred and len(taken) < wanted
+            stocked = path.stock.available >= self.policy.keys_per_epoch
+            if may and stocked and path.health.take_trial(now):
+                taken.add(path.name)
+        return frozenset(taken)
+
+    def _binding(self, barred: Collection[str], on_trial: Collection[str]) -> KeyPath | None:
+        """The path without which no epoch is hybrid: of all, the ``at_least``-th best."""
+
+        def badness(path: KeyPath) -> tuple[bool, bool, int]:
+            excused = path.name in on_trial or path.health.proven
+            down = path.health.state is LinkState.DOWN and not excused
+            return path.name in barred, down, -path.stock.available
+
+        order = sorted(self.paths, key=badness)
+        return order[min(self.at_least, len(order)) - 1] if order else None
+
+    def _refusal(self, path: KeyPath, peer_policy: Policy) -> Reason | None:
+        """Why this end will not have an epoch with this path's keys just now, or None.
 
         With the link down there is no sense in spending what is held, unless somebody requires it.
         A link that is down for its keys is no reason: only an epoch can heal it.
         """
-        health, reason = self.health, self.health.reason
+        health, reason = path.health, path.health.reason
         refusal = self.policy.answer(Mode.HYBRID, peer_policy, health.state, reason)
         if refusal is None and health.state is LinkState.DOWN and not health.awaits_trial:
             required = self.policy.effective(peer_policy) is Policy.REQUIRE
             return None if required else reason
         return refusal
 
-    def key_failed(self, reason: Reason) -> None:
-        """A hybrid epoch failed for its key, here or at the peer."""
-        self._told(self.health.key_failed(reason, trio.current_time()))
-        if self.health.awaits_trial and reason in _OUT_OF_STEP:
-            # A KME that was restarted has forgotten every key: those drawn before would fail one
-            # by one, at one trial every few seconds.
-            self.stock.discard_all()
-            self.nudge()
+    async def _redeem_all(
+        self, keys: tuple[OfferedKey, ...], wanted: dict[str, list[str]]
+    ) -> list[QkdKey] | Reason:
+        """Every source is asked at once; all keys, or the reason of the first that has none."""
+        found: dict[tuple[str, str], QkdKey] = {}
+        failures: list[Reason] = []
 
-    def key_confirmed(self) -> None:
-        """A hybrid epoch committed."""
-        self._told(self.health.key_confirmed(trio.current_time()))
+        async def redeem(label: str) -> None:
+            answer = await self._by_label[label].redeem(wanted[label])
+            if isinstance(answer, Reason):
+                failures.append(answer)
+            else:
+                found.update(
+                    {(label, asked): key for asked, key in zip(wanted[label], answer, strict=True)}
+                )
 
-    # Inside.
-
-    async def _one_round(self, source: KeySource) -> None:
-        now = trio.current_time()
-        wanted = self.stock.want(now) if self._draws else 0
-        if self.health.wants_draw and self._draws:
-            # A KME answers a call wholly or not at all: after one that failed, ask for the least
-            # that is of use, or few keys would look like none.
-            wanted = self.config.qkd_keys_per_epoch
-        if self.health.awaits_trial:
-            wanted = min(wanted, max(0, MAX_TRIAL_STOCK_KEYS - self.stock.available))
-        probe_due = self._next_look_at(now) <= now
-        if self.health.state is LinkState.DOWN and not probe_due:
-            return
-        if wanted:
-            await self._draw(source, wanted)
-        if probe_due and not (wanted and self.health.wants_draw):
-            await self._probe(source)
-
-    async def _pause(self) -> None:
-        now = trio.current_time()
-        until = self._next_look_at(now)
-        with trio.move_on_at(max(until, now + MIN_DRAW_PAUSE_S)):
-            await self._nudge.wait()
-            await trio.sleep(MIN_DRAW_PAUSE_S)
-        self._nudge = trio.Event()
-
-    def _next_look_at(self, now: float) -> float:
-        """When to probe or draw for the link's sake.
-
-        Every sign puts the next probe off, a successful call for keys too. But only a status tells
-        QBER and rate, so while the link is not down one is asked for at least every interval.
-        """
-        probe_at = self.health.next_probe_at(now)
-        if self.health.state is LinkState.DOWN:
-            return probe_at
-        return max(now, min(probe_at, self._status_at + self._settings.probe_interval_s))
-
-    async def _draw(self, source: KeySource, number: int) -> None:
-        keys: list[QkdKey] = []
-        self.stock.begin_draw(number, trio.current_time())
-        began = trio.current_time()
         try:
-            with trio.fail_after(self._settings.probe_timeout_s):
-                keys = await source.get_keys(number, self.config.qkd_key_size_bits)
-        except trio.TooSlowError:
-            self._failed(Reason.KME_TIMEOUT, "no keys in time", drawing=True)
-        except KeySourceError as error:
-            self._failed(error.reason, str(error), drawing=True)
-        else:
-            now = trio.current_time()
-            if keys:
-                self.simulated = keys[0].simulated
-            self._told(self.health.success(now, latency_s=now - began, drew_keys=True))
-        finally:
-            self.stock.end_draw(number, keys, trio.current_time())
-        if keys:
-            self._first_word.set()
-            for listener in self._draw_listeners:
-                listener()
-
-    async def _probe(self, source: KeySource) -> None:
-        began = self._status_at = trio.current_time()
-        try:
-            with trio.fail_after(self._settings.probe_timeout_s):
-                status = await source.status()
-        except trio.TooSlowError:
-            self._failed(Reason.KME_TIMEOUT, "no status in time", drawing=False)
-        except KeySourceError as error:
-            self._failed(error.reason, str(error), drawing=False)
-        else:
-            self._take_status(status, began)
-
-    def _take_status(self, status: SourceStatus, began: float) -> None:
-        now = trio.current_time()
-        self.simulated = status.simulated
-        self.last_status = status
-        size_bits = self.config.qkd_key_size_bits
-        rate_bps = status.key_rate_bps
-        stored = status.stored_key_count
-        self._rate = rate_bps / size_bits / self._workers if rate_bps is not None else None
-        self.stock.link_report(
-            now,
-            stored_key_count=None if stored is None else -(-stored // self._workers),
-            key_rate_keys_per_s=self._rate,
-        )
-        report = LinkReport(
-            stored_key_count=status.stored_key_count,
-            qber=status.qber,
-            key_rate_bps=rate_bps,
-        )
-        self._told(self.health.success(now, latency_s=now - began, report=report))
-        if not self._draws:
-            self._first_word.set()
-
-    def _failed(self, reason: Reason, detail: str, *, drawing: bool) -> None:
-        self._log.debug("kme_call_failed", source=self.source_name, reason=reason, detail=detail)
-        self.failures.add(reason, trio.current_time())
-        change = self.health.failure(reason, trio.current_time(), drawing=drawing)
-        self._told(change)
-
-    def _told(self, change: LinkChange | None) -> None:
-        if self.health.state is LinkState.DOWN:
-            self._first_word.set()
-        if change is None:
-            return
-        self.link_changes.add((change.new, change.reason), change.now)
-        write = self._log.warning if change.new is not LinkState.HEALTHY else self._log.info
-        write(
-            "link_state",
-            old=change.old,
-            new=change.new,
-            reason=change.reason,
-            source=self.source_name,
-            simulated=self.simulated,
-            stock=self.stock.available,
-        )
-        for listener in self._listeners:
-            listener(change)
+            async with trio.open_nursery() as nursery:
+                for label in wanted:
+                    nursery.start_soon(redeem, label)
+        except BaseException:
+            wipe_keys(found.values())
+            raise
+        if failures:
+            wipe_keys(found.values())
+            return failures[0]
+        return [found[key.source, key.key_id] for key in keys]

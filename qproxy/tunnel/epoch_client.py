@@ -77,9 +77,7 @@ class ClientEpochs(EpochExchange):
             reauth_id=self._current_reauth_id(),
             binding=self._current_binding(),
             encapsulation_key=self._key_pair.encapsulation_key,
-            keys=tuple(
-                OfferedKey(self.settings.key_source or "", len(key.key), key.key_id) for key in keys
-            ),
+            keys=tuple(OfferedKey(self._label(key), len(key.key), key.key_id) for key in keys),
         )
         encoded = self._offer.encode()
         self._attempt = Attempt(
@@ -91,6 +89,7 @@ class ClientEpochs(EpochExchange):
             key_ids=tuple(key.key_id for key in keys),
             reauth_id=self._offer.reauth_id,
             offer=encoded,
+            origins=tuple(key.origin for key in keys),
         )
         self._move(EpochEvent.OFFER)
         self.deadline = now + self.settings.epoch_timeout_s
@@ -165,12 +164,19 @@ class ClientEpochs(EpochExchange):
             raise LocalProtocolError(Reason.POLICY_REQUIRE, "policy forbids classical-only")
         if (mode is Mode.HYBRID) != bool(keys) or len(keys) > MAX_KEYS_PER_OFFER:
             raise LocalProtocolError(Reason.KEY_INVALID, f"{mode} with {len(keys)} QKD keys")
-        if keys and self.settings.key_source is None:
+        if keys and not self.settings.key_sources:
             raise LocalProtocolError(Reason.NO_KEY_SOURCE, "no key source is configured")
-        if not _are_usable_ids([key.key_id for key in keys]):
+        named = [(self._label(key), key.key_id) for key in keys]
+        if any(label not in self.settings.key_sources for label, _ in named):
+            raise LocalProtocolError(Reason.KEY_INVALID, "a key of a source that is not configured")
+        if not _are_usable_ids(named):
             raise LocalProtocolError(Reason.KEY_INVALID, "a QKD key has an ID that cannot be used")
         if any(not MIN_QKD_KEY_BYTES <= len(key.key) <= MAX_QKD_KEY_BYTES for key in keys):
             raise LocalProtocolError(Reason.KEY_INVALID, "a QKD key has a size that cannot be used")
+
+    def _label(self, key: QkdKey) -> str:
+        """How an OFFER names the key's source; where the key does not say, it is the first."""
+        return key.origin.label or next(iter(self.settings.key_sources), "")
 
     def _derive(self, accept: Accept) -> PendingEpoch:
         if self._attempt is None or self._offer is None or self._key_pair is None:
@@ -246,8 +252,8 @@ class ClientEpochs(EpochExchange):
         self.state = target
 
 
-def _are_usable_ids(key_ids: Sequence[str]) -> bool:
-    """Whether the server would take these IDs: a KME must not be able to end a tunnel (rule R7)."""
-    return len(set(key_ids)) == len(key_ids) and all(
-        is_usable_text(key_id, MAX_KEY_ID_BYTES) for key_id in key_ids
+def _are_usable_ids(keys: Sequence[tuple[str, str]]) -> bool:
+    """Whether the server would take these sources' IDs: no KME may end a tunnel (rule R7)."""
+    return len(set(keys)) == len(keys) and all(
+        is_usable_text(key_id, MAX_KEY_ID_BYTES) for _, key_id in keys
     )

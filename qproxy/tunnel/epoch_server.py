@@ -91,10 +91,17 @@ class ServerEpochs(EpochExchange):
         if not self._waits_for(epoch, attempt) or self._offer is None:
             wipe_keys(keys)
             return None
-        wanted = [(key.key_id, key.size_bytes) for key in self._offer.keys]
-        if [(key.key_id, len(key.key)) for key in keys] != wanted:
+        wanted = [(key.source, key.key_id, key.size_bytes) for key in self._offer.keys]
+        # A key that does not say where it is from is taken for what was asked.
+        given = [
+            (key.origin.label or offered.source, key.key_id, len(key.key))
+            for key, offered in zip(keys, self._offer.keys, strict=False)
+        ]
+        if len(keys) != len(wanted) or given != wanted:
             wipe_keys(keys)
             return self._reject(Reason.KEY_INVALID)
+        if self._attempt is not None:
+            self._attempt.origins = tuple(key.origin for key in keys)
         try:
             return self._accept(keys, now)
         finally:
@@ -211,7 +218,8 @@ class ServerEpochs(EpochExchange):
             return Reason.UNSUPPORTED_SUITE
         if offer.mode is Mode.HYBRID:
             sources = {key.source for key in offer.keys}
-            return None if sources == {self.settings.key_source} else Reason.NO_KEY_SOURCE
+            known = sources <= set(self.settings.key_sources)
+            return None if known else Reason.NO_KEY_SOURCE
         if stricter(self.local_policy, offer.policy) is Policy.REQUIRE:
             return Reason.POLICY_REQUIRE
         return None

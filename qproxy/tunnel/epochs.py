@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from qproxy.crypto.kem import KemProvider
 from qproxy.crypto.schedule import ChainKey, PendingEpoch, history_hash, wipe
 from qproxy.errors import Reason, RemoteProtocolError
+from qproxy.keys import KeyOrigin
 from qproxy.modes import Aead, KemAlgorithm, Mode, Policy, stricter
 from qproxy.tunnel.events import EpochCommitted, Event, PolicyAgreed
 from qproxy.tunnel.messages import NO_REAUTH, Binding
@@ -71,6 +72,7 @@ class Attempt:
     key_ids: tuple[str, ...]
     reauth_id: bytes
     offer: bytes = field(repr=False)
+    origins: tuple[KeyOrigin, ...] = ()
 
 
 class EpochExchange:
@@ -213,6 +215,7 @@ class EpochExchange:
             kem=attempt.kem,
             aead=attempt.aead,
             key_ids=attempt.key_ids,
+            origins=attempt.origins,
             confirmed=confirmed,
             qkd_ever=self.qkd_ever,
             reauthenticated=attempt.reauth_id != NO_REAUTH,

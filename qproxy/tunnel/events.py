@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from qproxy.errors import Reason
+from qproxy.keys import KeyOrigin
 from qproxy.modes import Aead, KemAlgorithm, Mode, Policy
 from qproxy.tunnel.messages import OfferedKey
 
@@ -75,6 +76,7 @@ class EpochCommitted:
         key_ids: the QKD keys in the mix, none in classical-only mode.
         qkd_ever: a QKD key is in this epoch or in one it is chained to.
         reauthenticated: a fresh TLS handshake is in the mix (rule R2).
+        origins: where each of these keys came from, as this end's own sources say.
         traffic: the counters, in bytes and streams, where this end's sending changed keys; at
             the server its receiving as well.
     """
@@ -90,6 +92,7 @@ class EpochCommitted:
     confirmed: bool
     qkd_ever: bool
     reauthenticated: bool = False
+    origins: tuple[KeyOrigin, ...] = field(default=(), compare=False)
     traffic: Traffic = field(default=NO_TRAFFIC, compare=False)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from qproxy.admin.status import (
     AuditStatus,
     GatewayStatus,
+    KeySourceStatus,
+    KeysUsed,
     LinkStatus,
     ListenerStatus,
     ModeReasonCount,
@@ -25,6 +27,7 @@ from qproxy.admin.status import (
 from qproxy.audit.writer import AuditFault
 from qproxy.config.model import OnAuditFailure
 from qproxy.errors import Reason
+from qproxy.keys import KeyNature
 from qproxy.modes import Aead, KemAlgorithm, Mode, Policy
 from qproxy.quantum.health import LinkState
 from qproxy.tunnel.settings import Role
@@ -56,6 +59,8 @@ TUNNEL = TunnelStatus(
     qkd=QkdUse.FRESH,
     qkd_age_s=12.5,
     qkd_deadline_s=None,
+    sources=("kme-a",),
+    keys_are=(KeyNature.QKD,),
     simulated=False,
     policy=POLICY,
     tls_group="X25519MLKEM768",
@@ -100,6 +105,15 @@ STOCK = StockStatus(
     refused=0,
     redeemed=0,
 )
+SOURCE = KeySourceStatus(
+    name="kme-a",
+    path="",
+    kind="etsi-qkd-014",
+    keys_are=KeyNature.QKD,
+    says=None,
+    link=LINK,
+    stock=STOCK,
+)
 PEER = PeerStatus(
     name="gw-b",
     address="192.0.2.2:7443",
@@ -112,10 +126,13 @@ PEER = PeerStatus(
     aead=Aead.AES_256_GCM,
     psk=False,
     tunnels=(TUNNEL,),
+    sources=(SOURCE,),
+    at_least=1,
     link=LINK,
     stock=STOCK,
     epochs={Mode.HYBRID: 84, Mode.CLASSICAL_ONLY: 1},
-    qkd_keys=84,
+    keys=84,
+    keys_used=(KeysUsed(source="kme-a", kind="etsi-qkd-014", keys_are=KeyNature.QKD, count=84),),
     epoch_failures=(ModeReasonCount(mode=Mode.HYBRID, reason=Reason.KEY_NOT_FOUND, count=2),),
     mode_changes=(ModeReasonCount(mode=Mode.HYBRID, reason=Reason.INITIAL, count=1),),
     tunnels_opened=1,
@@ -201,7 +218,13 @@ def tunnel(**changes: Any) -> TunnelStatus:
 
 
 def peer(**changes: Any) -> PeerStatus:
-    return replace(PEER, **changes)
+    """A peer with one source, whose link and stock are the peer's."""
+    made = replace(PEER, **changes)
+    if "sources" in changes:
+        return made
+    if made.link is None or made.stock is None:
+        return replace(made, sources=(), keys=0, keys_used=())
+    return replace(made, sources=(replace(SOURCE, link=made.link, stock=made.stock),))
 
 
 def with_peer(**changes: Any) -> GatewayStatus:

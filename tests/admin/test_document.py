@@ -46,7 +46,7 @@ def test_every_snapshot_fits_the_schema_which_names_every_field(name):
 def test_the_schema_demands_and_describes_every_field():
     schema = load_schema()
     objects = [schema, *(item for item in schema["$defs"].values() if "properties" in item)]
-    assert len(objects) == 14
+    assert len(objects) == 16
     for item in objects:
         assert set(item["required"]) == set(item["properties"])
         assert item["description"]
@@ -54,6 +54,8 @@ def test_the_schema_demands_and_describes_every_field():
         "peer_status": made.PEER,
         "tunnel_status": made.TUNNEL,
         "link_status": made.LINK,
+        "key_source_status": made.SOURCE,
+        "keys_used": made.PEER.keys_used[0],
         "stock_status": made.STOCK,
         "listener_status": made.LISTENER,
         "service_status": made.SERVICE,

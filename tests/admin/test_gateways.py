@@ -141,7 +141,8 @@ def secrets_of(gateway: Gateway) -> list[bytes]:
     stored = [
         entry.key
         for peer in gateway.peers.values()
-        for entry in peer.quantum.stock._stored.values()
+        for path in peer.quantum.paths
+        for entry in path.stock._stored.values()
     ]
     assert stored
     found = [bytes.fromhex(PSK), *(bytes(key.key) for key in stored)]

@@ -126,7 +126,7 @@ def test_a_snapshot_survives_the_way_from_a_worker(name):
         (("peers", 0), None),
         (("peers", 0, "policy", "local"), "maybe"),
         (("peers", 0, "epochs"), {"sideways": 1}),
-        (("peers", 0, "qkd_keys"), 1.5),
+        (("peers", 0, "keys"), 1.5),
         (("peers", 0, "tunnels", 0), []),
     ],
 )

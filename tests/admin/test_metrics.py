@@ -17,6 +17,7 @@ from qproxy.admin.assess import assess
 from qproxy.admin.metrics import StatusCollector, render_metrics
 from qproxy.admin.status import WorkerState
 from qproxy.errors import Reason
+from qproxy.keys import KeyNature, SourceKind
 from qproxy.modes import Mode, Policy
 from qproxy.quantum.health import LinkState
 from tests.admin import made
@@ -95,6 +96,9 @@ def test_names_labels_and_help_follow_the_rules(name):
         "worker": {"0", "1", "2"},
         "outcome": {"confirmed", "orphaned", "aged_out", "discarded", "refused"},
         "peer": {"gw-b"},
+        "source": {"kme-a"},
+        "kind": set(SourceKind),
+        "keys_are": set(KeyNature),
         "listener": {"web"},
         "service": {"", "db"},
     }

@@ -13,10 +13,11 @@ from qproxy.audit.facts import (
 )
 from qproxy.audit.record import CHAIN_START, AuditRecord, Chain, Head, Stamp, encode_line
 from qproxy.audit.storage import DiskFile, LogIdentity
-from qproxy.audit.trail import KeyOrigin, TunnelTrail
+from qproxy.audit.trail import TunnelTrail
 from qproxy.audit.verify import verify
 from qproxy.audit.writer import AuditWriter
 from qproxy.errors import Reason
+from qproxy.keys import KeyOrigin
 from qproxy.modes import Aead, KemAlgorithm, Mode, Policy
 from qproxy.tunnel.events import EpochCommitted, EpochConfirmed, Traffic, TunnelClosed
 from qproxy.tunnel.settings import Role
@@ -83,7 +84,7 @@ def split_file(data):
 
 # Two gateways and one tunnel ------------------------------------------------------------------
 
-ORIGIN = KeyOrigin(name="kme", kind="etsi-qkd-014", simulated=True)
+ORIGIN = KeyOrigin("kme", "etsi-qkd-014", simulated=True)
 
 
 def committed(epoch, *, hybrid=True, confirmed=True, reason=Reason.REKEY_INTERVAL, key_ids=None):
@@ -99,6 +100,7 @@ def committed(epoch, *, hybrid=True, confirmed=True, reason=Reason.REKEY_INTERVA
         key_ids=ids,
         confirmed=confirmed,
         qkd_ever=hybrid,
+        origins=(ORIGIN,) * len(ids),
     )
 
 
@@ -129,7 +131,6 @@ class End:
             "policy_local": Policy.PREFER,
             "policy_peer": Policy.PREFER,
             "policy_effective": Policy.PREFER,
-            "origin": ORIGIN,
             **changes,
         }
         self.facts += self.trail.on_committed(replace(event, traffic=self.traffic), **options)

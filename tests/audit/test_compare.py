@@ -17,6 +17,7 @@ from qproxy.audit.facts import (
     TunnelClosedFacts,
 )
 from qproxy.errors import Reason
+from qproxy.keys import KeyNature
 from qproxy.modes import Aead, KemAlgorithm, Mode, Policy
 from qproxy.tunnel.settings import Role
 from tests.audit.helpers import End, check, committed, ends, move, new_epoch, seal, stamp
@@ -90,8 +91,9 @@ def test_two_honest_logs_agree():
         ("reauthenticated", True),
         ("key_digests", ("ff" * 16,)),
         ("key_count", 2),
-        ("key_source_kind", "file"),
-        ("key_source_simulated", False),
+        ("key_kinds", ("file",)),
+        ("key_paths", ("north",)),
+        ("keys_are", (KeyNature.PAD,)),
         ("kem", KemAlgorithm.ML_KEM_768),
         ("aead", Aead.CHACHA20_POLY1305),
         ("tls_group", "X25519"),

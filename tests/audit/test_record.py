@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from qproxy.audit.facts import (
     KINDS,
+    MAX_ITEMS,
     MAX_NUMBER,
     Algorithm,
     ChainBroken,
@@ -35,6 +36,7 @@ from qproxy.audit.record import (
 )
 from qproxy.audit.trail import audit_text, key_id_digest
 from qproxy.errors import Reason
+from qproxy.keys import KeyNature
 from qproxy.modes import Mode
 from qproxy.tunnel.settings import Role
 from tests.audit.helpers import KEY, committed, confirmed, ends, header, stamp, started
@@ -238,9 +240,11 @@ def test_the_longest_record_fits_a_line():
         every_kind()[EpochCommittedFacts],
         peer='"' * 256,
         tls_group="\\" * 256,
-        key_source='"' * 256,
-        key_source_kind='"' * 256,
-        key_digests=("ab" * 16,) * 64,
+        key_sources=('"' * 256,) * MAX_ITEMS,
+        key_kinds=('"' * 256,) * MAX_ITEMS,
+        key_paths=('"' * 256,) * MAX_ITEMS,
+        keys_are=(KeyNature.PAD,) * MAX_ITEMS,
+        key_digests=("ab" * 16,) * MAX_ITEMS,
         epoch=MAX_NUMBER,
         attempt=MAX_NUMBER,
         key_count=MAX_NUMBER,

@@ -1,5 +1,7 @@
 """From events to facts: which bytes ran under which keys."""
 
+import dataclasses
+
 from qproxy.audit.facts import (
     EndedBy,
     EpochCommittedFacts,
@@ -11,6 +13,7 @@ from qproxy.audit.facts import (
     encode_facts,
 )
 from qproxy.errors import Reason
+from qproxy.keys import KeyOrigin
 from qproxy.modes import Mode
 from qproxy.tunnel.events import EpochConfirmed, EpochFailed
 from tests.audit.helpers import CONNECTION_ID, committed, ends, move, new_epoch
@@ -87,9 +90,10 @@ def test_a_commit_says_what_the_keys_are_made_from():
         "reauthenticated": False,
         "key_digests": ["7692c3ad3540bb803c020b3aee66cd88", "3fc4ccfe745870e2c0d99f71f30ff065"],
         "key_count": 2,
-        "key_source": "kme",
-        "key_source_kind": "etsi-qkd-014",
-        "key_source_simulated": True,
+        "key_sources": ["kme", "kme"],
+        "key_kinds": ["etsi-qkd-014", "etsi-qkd-014"],
+        "key_paths": ["", ""],
+        "keys_are": ["simulated", "simulated"],
         "kem": "ml-kem-1024",
         "aead": "aes-256-gcm",
         "tls_group": "X25519MLKEM768",
@@ -104,7 +108,23 @@ def test_a_classical_epoch_names_no_key_source():
     a, _b = ends()
     a.commit(committed(1, hybrid=False))
     fact = of(a, EpochCommittedFacts)[0]
-    assert (fact.key_source, fact.key_source_kind, fact.key_source_simulated) == (None, None, None)
+    assert fact.key_sources == fact.key_kinds == fact.key_paths == fact.keys_are == ()
+
+
+def test_each_key_says_where_it_is_from_and_what_it_may_be_called():
+    a, _b = ends()
+    origins = (
+        KeyOrigin("kme-n", "etsi-qkd-014", simulated=False, path="north"),
+        KeyOrigin("kp", "skip", simulated=False, path="south"),
+        KeyOrigin("pad", "file", simulated=False, path="pad"),
+    )
+    event = committed(1, key_ids=("a", "b", "c"))
+    a.commit(dataclasses.replace(event, origins=origins))
+    fact = of(a, EpochCommittedFacts)[0]
+    assert fact.key_sources == ("kme-n", "kp", "pad")
+    assert fact.key_kinds == ("etsi-qkd-014", "skip", "file")
+    assert fact.key_paths == ("north", "south", "pad")
+    assert fact.keys_are == ("qkd", "unstated", "pre-shared-pad")
 
 
 def test_every_change_of_mode_is_a_record_and_nothing_else_is():

@@ -17,7 +17,7 @@ from qproxy.tunnel.events import (
     TunnelClosed,
 )
 from qproxy.tunnel.settings import Role
-from tests.audit.helpers import ORIGIN, End, check, seal
+from tests.audit.helpers import End, check, seal
 from tests.tunnel.helpers import make_pair, qkd_keys
 
 GROUP = "X25519MLKEM768"
@@ -56,7 +56,6 @@ class Audited:
                         policy_local=policy.local,
                         policy_peer=policy.peer,
                         policy_effective=policy.effective,
-                        origin=ORIGIN,
                     )
                 case EpochConfirmed():
                     end.facts += end.trail.on_confirmed(event)

@@ -197,7 +197,7 @@ def test_a_log_begins_with_a_header():
 
 
 def test_another_format_version_is_refused():
-    strange = dataclasses.replace(header(), format_version=2)
+    strange = dataclasses.replace(header(), format_version=3)
     assert "format" in check(seal([strange])[0]).broken.problem
 
 

@@ -21,7 +21,7 @@ def good_gateway(name):
         tls_group="X25519MLKEM768",
         tunnels_up=1,
         epochs={Mode.HYBRID: 6, Mode.CLASSICAL_ONLY: 4},
-        qkd_keys=6,
+        keys=6,
         simulated=True,
         mode_changes=[
             ModeChange(1.0 + number, mode, "reason", 3 * number + 1)
@@ -32,7 +32,7 @@ def good_gateway(name):
             "tunnels": 1,
             "hybrid_epochs": 6,
             "classical_epochs": 4,
-            "qkd_keys": 6,
+            "keys": 6,
             "keys_redeemed": 0 if near else 7,
             "streams": 109,
             "bytes_sent": sent,

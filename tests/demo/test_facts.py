@@ -18,7 +18,7 @@ def committed(mode, keys=0, simulated=None):
         "level": "debug",
         "event": "epoch_committed",
         "mode": mode,
-        "qkd_keys": keys,
+        "keys": keys,
         "simulated": simulated,
     }
 
@@ -28,7 +28,7 @@ def test_epochs_and_keys_are_counted():
         committed("hybrid", 1, True), committed("hybrid", 2, True), committed("classical-only")
     )
     assert facts.epochs == {Mode.HYBRID: 2, Mode.CLASSICAL_ONLY: 1}
-    assert (facts.epoch_count, facts.qkd_keys, facts.simulated) == (3, 3, True)
+    assert (facts.epoch_count, facts.keys, facts.simulated) == (3, 3, True)
 
 
 @pytest.mark.parametrize("other", [False, None])
@@ -91,7 +91,7 @@ def test_fields_of_other_types_do_no_harm():
     facts = taken(
         {"event": "gateway_started", "listeners": [1], "tunnel_listen": {"a": 1}},
         {"event": "mode_changed", "mode": 5, "epoch": "x"},
-        {"event": "epoch_committed", "mode": None, "qkd_keys": "many"},
+        {"event": "epoch_committed", "mode": None, "keys": "many"},
         {"event": "peer_totals", "peer": "gw-b", "streams": 3, "tunnels": True},
     )
     assert (facts.listeners, facts.tunnel_listen, facts.mode) == ({}, [], "?")

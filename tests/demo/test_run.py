@@ -78,7 +78,7 @@ def test_a_small_run_passes_and_says_so_in_json(start, tmp_path):
     modes = [change["mode"] for change in document["mode_history"]]
     assert modes == ["hybrid", "classical-only", "hybrid"]
     assert document["tls_group"] == "X25519MLKEM768"
-    assert document["simulated_qkd_keys_used"] == document["epochs"]["hybrid"] > 0
+    assert document["simulated_keys_used"] == document["epochs"]["hybrid"] > 0
     assert document["epochs"]["classical_only"] > 0
     assert (document["up_mb"], document["down_mb"]) == (8.0, 8.0)
     assert document["short_connections"] == 100

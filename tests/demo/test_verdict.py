@@ -57,7 +57,7 @@ def test_a_run_that_went_well_has_no_problem():
         ("near.facts.tunnels_up", 2, "gw-a had 2 tunnels"),
         ("near.facts.simulated", False, "are simulated"),
         ("near.facts.totals", None, "did not log its totals"),
-        ("near.facts.totals.qkd_keys", 5, "qkd_keys"),
+        ("near.facts.totals.keys", 5, "keys"),
         ("far.facts.totals.bytes_received", 8999, "9000 and 8999"),
         ("far.facts.totals.keys_redeemed", 5, "redeemed 5 keys and used 6"),
         ("far.facts.mode_changes", [], "gw-b went through the modes none"),

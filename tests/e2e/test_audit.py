@@ -155,8 +155,8 @@ def test_log_metric_audit_and_messages_agree_on_every_mode_change(
     assert first["kind"] == "gateway_started"
     assert (last["kind"], last["reason"]) == ("gateway_stopped", "shutdown")
     committed = of(log_of(pair, "gw-a"), "epoch_committed")[0]
-    assert (committed["key_source"], committed["key_source_kind"]) == ("kme-a", "etsi-qkd-014")
-    assert committed["key_source_simulated"] is True
+    assert (committed["key_sources"], committed["key_kinds"]) == (["kme-a"], ["etsi-qkd-014"])
+    assert committed["keys_are"] == ["simulated"]
     assert committed["tls_group"] == "X25519MLKEM768"
     assert (committed["policy_local"], committed["policy_effective"]) == ("prefer", "prefer")
 

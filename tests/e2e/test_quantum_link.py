@@ -38,7 +38,7 @@ def test_a_stream_stays_open_across_50_rekeys(
         epochs = gateway.find("epoch_committed")
         # One after the other, each with a QKD key of its own, and no attempt failed.
         assert [epoch["epoch"] for epoch in epochs] == list(range(1, len(epochs) + 1))
-        assert all((epoch["mode"], epoch["qkd_keys"]) == ("hybrid", 1) for epoch in epochs)
+        assert all((epoch["mode"], epoch["keys"]) == ("hybrid", 1) for epoch in epochs)
         assert len({epoch["epoch_id"] for epoch in epochs}) == len(epochs)
         assert not gateway.find("epoch_failed")
         assert len(gateway.find("tunnel_up")) == 1
@@ -80,7 +80,7 @@ def test_a_tapped_link_means_classical_only_and_a_healed_one_hybrid_again(
         assert (fallen["level"], fallen["was"]) == ("warning", "hybrid")
         assert fallen["reason"] == "qber_high"
         # A QKD key from before is still chained into the new keys.
-        assert (fallen["chained_qkd"], fallen["qkd_keys"]) == (True, 0)
+        assert (fallen["chained_qkd"], fallen["keys"]) == (True, 0)
         mark = pair.a.mark()
         pair.kme.control("restore")
         climbed = pair.a.wait_for_event("mode_changed", after=mark, mode="hybrid")

@@ -113,7 +113,7 @@ def assert_nothing_broke(pair: GatewayPair) -> None:
 
 def assert_the_same_story(pair: GatewayPair) -> None:
     """Each change of mode is in both logs: the same epoch, mode and reason."""
-    keys = ("epoch", "epoch_id", "was", "mode", "reason", "chained_qkd", "qkd_keys")
+    keys = ("epoch", "epoch_id", "was", "mode", "reason", "chained_qkd", "keys")
 
     def story(changes: list[Fields]) -> list[tuple[object, ...]]:
         return [tuple(change[key] for key in keys) for change in changes]
@@ -134,7 +134,7 @@ def falls(pair: GatewayPair, reasons: set[str], *controls: dict[str, Any]) -> No
         pair.kme.control(**control)
     for gateway, mark in ((pair.a, mark_a), (pair.b, mark_b)):
         fallen = gateway.wait_for_event("mode_changed", after=mark, mode="classical-only")
-        assert (fallen["level"], fallen["qkd_keys"]) == ("warning", 0)
+        assert (fallen["level"], fallen["keys"]) == ("warning", 0)
         assert fallen["reason"] in reasons
 
 

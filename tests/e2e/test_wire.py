@@ -104,7 +104,7 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Used]:
         keys = [item for item in made if len(item) == 32]
         key_ids = [item for item in made if len(item) == 16]
         # More than one for each epoch, or the recording missed some.
-        assert min(len(keys), len(key_ids)) >= pair.a.find("peer_totals")[0]["qkd_keys"] > REKEYS
+        assert min(len(keys), len(key_ids)) >= pair.a.find("peer_totals")[0]["keys"] > REKEYS
         yield Used(pair, [psk, *keys], key_ids)
 
 

@@ -27,7 +27,7 @@ from qproxy.modes import Mode, Policy
 from qproxy.net.listen import accept, open_listeners
 from qproxy.runtime.build import TunnelContexts
 from qproxy.runtime.peer import Peer
-from qproxy.runtime.qkd import QuantumSide
+from qproxy.runtime.qkd import QuantumSide, SourceInUse
 from qproxy.runtime.services import Services
 from qproxy.runtime.tunnel import Tunnel
 from qproxy.tunnel.connection import Connection
@@ -147,7 +147,10 @@ async def gateway_pair(
         )
         log = get_logger("qproxy.test")
         quantum = QuantumSide(
-            config, sources[0 if first else 1], "etsi-qkd-014", log, now=trio.current_time()
+            config,
+            [SourceInUse(sources[0 if first else 1], "etsi-qkd-014")],
+            log,
+            now=trio.current_time(),
         )
         base = CLIENT if first else SERVER
         return WatchedPeer(

@@ -33,7 +33,6 @@ from tests.runtime.pair import gateway_pair
 
 GROUP, OTHER_GROUP = "X25519MLKEM768", "SecP384r1MLKEM1024"
 LOG = get_logger("qproxy.test")
-QUANTUM: Any = SimpleNamespace(source_name="kme-a", source_kind="etsi-qkd-014", simulated=True)
 
 
 def audit(path: Path, failure: OnAuditFailure = OnAuditFailure.STOP, **options: Any) -> Any:
@@ -71,7 +70,7 @@ def begun(peer: PeerAudit) -> Any:
 async def test_without_a_file_there_is_no_log(tmp_path: Path) -> None:
     none = GatewayAudit(AuditConfig(), "gw-a", LOG)
     await none.open("openssl")
-    begun(PeerAudit(none, "gw-b", QUANTUM))
+    begun(PeerAudit(none, "gw-b"))
     await none.close(Reason.SHUTDOWN)
     assert none.writer is None
     assert none.failure() is None
@@ -81,7 +80,7 @@ async def test_without_a_file_there_is_no_log(tmp_path: Path) -> None:
 async def test_a_run_is_recorded_from_its_start_to_its_end(tmp_path: Path) -> None:
     log = audit(tmp_path / "a")
     await log.open("openssl")
-    peer = PeerAudit(log, "gw-b", QUANTUM)
+    peer = PeerAudit(log, "gw-b")
     one = begun(peer)
     peer.on_event(one, TunnelClosed(Reason.CLOSED, clean=True))
     peer.forget(one)
@@ -97,7 +96,7 @@ async def test_a_run_is_recorded_from_its_start_to_its_end(tmp_path: Path) -> No
         "tunnel_closed",
         "gateway_stopped",
     ]
-    assert found[2]["key_source"] == "kme-a"
+    assert (found[2]["key_sources"], found[2]["keys_are"]) == (["kme"], ["simulated"])
     assert (found[2]["policy_local"], found[2]["policy_peer"]) == ("prefer", "require")
     assert found[-1]["reason"] == "shutdown"
 
@@ -107,7 +106,7 @@ async def test_the_group_of_a_new_handshake_counts_from_the_epoch_that_mixes_it_
 ) -> None:
     log = audit(tmp_path / "a")
     await log.open("openssl")
-    peer = PeerAudit(log, "gw-b", QUANTUM)
+    peer = PeerAudit(log, "gw-b")
     one = begun(peer)
     peer.on_event(one, Reauthenticated(OTHER_GROUP, bytes(48)))
     for number, mixed_in in ((2, False), (3, True), (4, False)):
@@ -120,7 +119,7 @@ async def test_the_group_of_a_new_handshake_counts_from_the_epoch_that_mixes_it_
 async def test_a_tunnel_whose_end_nobody_told_is_closed_in_the_log(tmp_path: Path) -> None:
     log = audit(tmp_path / "a")
     await log.open("openssl")
-    peer = PeerAudit(log, "gw-b", QUANTUM)
+    peer = PeerAudit(log, "gw-b")
     peer.forget(begun(peer))
     await log.close(Reason.SHUTDOWN)
     ended, closed = records(tmp_path / "a")[-3:-1]
@@ -132,7 +131,7 @@ async def test_who_never_proved_who_it_is_leaves_no_record(tmp_path: Path) -> No
     log = audit(tmp_path / "a")
     await log.open("openssl")
     stranger: Any = AnyTunnel()
-    peer = PeerAudit(log, "gw-b", QUANTUM)
+    peer = PeerAudit(log, "gw-b")
     peer.on_event(stranger, TunnelClosed(Reason.TLS_FAILURE, clean=False))
     await log.close(Reason.SHUTDOWN)
     assert "tunnel_closed" not in {record["kind"] for record in records(tmp_path / "a")}
@@ -143,7 +142,7 @@ async def test_under_stop_an_outage_ends_the_gateway(tmp_path: Path) -> None:
     log = audit(tmp_path / "a", disk=disk)
     await log.open("openssl")
     disk.room = 0
-    begun(PeerAudit(log, "gw-b", QUANTUM))
+    begun(PeerAudit(log, "gw-b"))
     with trio.fail_after(10):
         await log.stopped()
     error = log.failure()
@@ -160,7 +159,7 @@ async def test_under_continue_an_outage_is_told_and_counted(tmp_path: Path) -> N
     log = audit(tmp_path / "a", OnAuditFailure.CONTINUE, disk=disk)
     await log.open("openssl")
     disk.room = 0
-    begun(PeerAudit(log, "gw-b", QUANTUM))
+    begun(PeerAudit(log, "gw-b"))
     with trio.fail_after(10):
         while not log.writer.failures:
             await trio.sleep(0.001)

@@ -164,12 +164,12 @@ async def test_requests_that_end_in_rejects_cost_a_key_a_second_at_most() -> Non
         await pair.until(lambda: bool(pair.client.tunnels) and bool(pair.server.tunnels))
         pair.server_source.failure = Reason.KME_UNREACHABLE
         await pair.until_mode(Mode.CLASSICAL_ONLY)
-        orphaned = pair.client.quantum.stock.counters.orphaned
+        orphaned = pair.client.quantum.paths[0].stock.counters.orphaned
         await while_asking(
-            pair, lambda: pair.client.quantum.stock.counters.orphaned >= orphaned + 1
+            pair, lambda: pair.client.quantum.paths[0].stock.counters.orphaned >= orphaned + 1
         )
         took_s = await while_asking(
-            pair, lambda: pair.client.quantum.stock.counters.orphaned >= orphaned + 2
+            pair, lambda: pair.client.quantum.paths[0].stock.counters.orphaned >= orphaned + 2
         )
         assert took_s >= REQUEST_PAUSE_S / 2
 
@@ -177,10 +177,10 @@ async def test_requests_that_end_in_rejects_cost_a_key_a_second_at_most() -> Non
 async def test_keys_whose_ids_cannot_be_told_cost_neither_the_tunnel_nor_the_rest() -> None:
     async with gateway_pair() as pair:
         await pair.until(lambda: bool(pair.client.tunnels))
-        stock: Any = pair.client.quantum.stock
+        stock: Any = pair.client.quantum.paths[0].stock
         pair.client_source.id_suffix = "x" * 200
         stock.discard_all()
-        pair.client.quantum.nudge()
+        pair.client.quantum.paths[0].nudge()
         await pair.until(lambda: stock.counters.discarded > 40)
         pair.client_source.id_suffix = ""
         await pair.until(lambda: stock.announced > 0)

@@ -16,7 +16,7 @@ from qproxy.log import get_logger
 from qproxy.modes import Mode, Policy
 from qproxy.quantum.health import LinkChange, LinkState
 from qproxy.quantum.policy import Action, Situation
-from qproxy.runtime.qkd import QuantumSide
+from qproxy.runtime.qkd import QuantumSide, SourceInUse
 from qproxy.tunnel.messages import OfferedKey
 from tests.runtime.fakes import FakeSource
 
@@ -31,7 +31,10 @@ DIALS = PeerConfig(
 
 def quantum_side(source: FakeSource | None, config: PeerConfig = DIALS) -> QuantumSide:
     return QuantumSide(
-        config, source, "etsi-qkd-014", get_logger("qproxy.test"), now=trio.current_time()
+        config,
+        [] if source is None else [SourceInUse(source, "etsi-qkd-014")],
+        get_logger("qproxy.test"),
+        now=trio.current_time(),
     )
 
 
@@ -57,13 +60,13 @@ async def test_keys_are_drawn_ahead_of_need(autojump_clock: trio.testing.MockClo
 
     async def action() -> None:
         await quantum.first_word()
-        await until(lambda: quantum.stock.available > 0)
-        assert quantum.health.state is LinkState.HEALTHY
-        assert quantum.simulated
+        await until(lambda: quantum.paths[0].stock.available > 0)
+        assert quantum.state is LinkState.HEALTHY
+        assert quantum.paths[0].simulated
 
     await while_running(quantum, action)
     assert source.closed
-    assert quantum.stock.available == 0
+    assert quantum.paths[0].stock.available == 0
 
 
 async def test_a_gateway_that_only_waits_draws_no_keys(
@@ -74,7 +77,7 @@ async def test_a_gateway_that_only_waits_draws_no_keys(
     quantum = quantum_side(source, waits)
 
     async def action() -> None:
-        await until(lambda: quantum.health.state is LinkState.HEALTHY)
+        await until(lambda: quantum.state is LinkState.HEALTHY)
         await trio.sleep(30)
 
     await while_running(quantum, action)
@@ -94,7 +97,7 @@ async def test_a_broken_kme_is_noticed_and_its_return_too(
     quantum.on_link_change(changes.append)
 
     async def action() -> None:
-        await until(lambda: quantum.health.state is LinkState.HEALTHY)
+        await until(lambda: quantum.state is LinkState.HEALTHY)
         await trio.sleep(20)
         if fault == "hangs":
             source.hang = True
@@ -102,11 +105,11 @@ async def test_a_broken_kme_is_noticed_and_its_return_too(
             source.failure = (
                 Reason.KME_UNREACHABLE if fault == "refuses" else Reason.KME_INVALID_RESPONSE
             )
-        down_after = await until(lambda: quantum.health.state is LinkState.DOWN)
+        down_after = await until(lambda: quantum.state is LinkState.DOWN)
         assert down_after <= limit_s
         await trio.sleep(60)
         source.hang, source.failure = False, None
-        up_after = await until(lambda: quantum.health.state is LinkState.HEALTHY)
+        up_after = await until(lambda: quantum.state is LinkState.HEALTHY)
         assert up_after <= 10
 
     await while_running(quantum, action)
@@ -181,22 +184,22 @@ async def test_a_high_qber_is_seen_however_often_keys_are_drawn(
     async def use_keys() -> None:
         while True:
             await trio.sleep(0.25)
-            reservation = quantum.stock.reserve(1, trio.current_time())
+            reservation = quantum.paths[0].stock.reserve(1, trio.current_time())
             if reservation is not None:
                 reservation.offered(trio.current_time())
                 reservation.confirmed(trio.current_time())
-                quantum.nudge()
+                quantum.paths[0].nudge()
 
     async def action() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(use_keys)
-            await until(lambda: quantum.health.state is LinkState.HEALTHY)
+            await until(lambda: quantum.state is LinkState.HEALTHY)
             await trio.sleep(30)
             source.qber = 0.2
-            await until(lambda: quantum.health.state is LinkState.DOWN, limit_s=3.0)
-            assert quantum.health.reason is Reason.QBER_HIGH
+            await until(lambda: quantum.state is LinkState.DOWN, limit_s=3.0)
+            assert quantum.reason is Reason.QBER_HIGH
             source.qber = 0.01
-            await until(lambda: quantum.health.state is LinkState.HEALTHY, limit_s=10.0)
+            await until(lambda: quantum.state is LinkState.HEALTHY, limit_s=10.0)
             nursery.cancel_scope.cancel()
 
     await while_running(quantum, action)
@@ -211,7 +214,7 @@ async def test_a_pool_keeps_enough_keys_for_all_its_tunnels(
     quantum = quantum_side(FakeSource(), replace(DIALS, tunnels=tunnels, qkd_keys_per_epoch=keys))
 
     async def action() -> None:
-        await until(lambda: quantum.stock.available == stock)
+        await until(lambda: quantum.paths[0].stock.available == stock)
 
     await while_running(quantum, action)
 
@@ -225,18 +228,17 @@ async def test_workers_share_the_keys_of_one_link(
         source.stored, source.key_rate_bps = 40, 25_600.0
         quantum = QuantumSide(
             DIALS,
-            source,
-            "etsi-qkd-014",
+            [SourceInUse(source, "etsi-qkd-014")],
             get_logger("qproxy.test"),
             now=trio.current_time(),
             workers=workers,
         )
 
         async def action(quantum: QuantumSide = quantum) -> None:
-            await until(lambda: quantum.last_status is not None)
-            shares.append((quantum.rate_keys_per_s, quantum.stock._source_count))
+            await until(lambda: quantum.paths[0].last_status is not None)
+            shares.append((quantum.paths[0].rate_keys_per_s, quantum.paths[0].stock._source_count))
 
-        quantum.stock.want = lambda _now: 0  # type: ignore[method-assign]
+        quantum.paths[0].stock.want = lambda _now: 0  # type: ignore[method-assign]
         await while_running(quantum, action)
     assert shares == [(100.0, 40), (25.0, 10)]
 
@@ -250,7 +252,11 @@ async def test_a_worker_redeems_nothing_ahead_for_another_could_be_offered_it(
     announced = (OfferedKey("etsi-qkd-014", 32, "key-0"),)
     reports = [
         await QuantumSide(
-            config, source, "etsi-qkd-014", log, now=trio.current_time(), workers=2
+            config,
+            [SourceInUse(source, "etsi-qkd-014")],
+            log,
+            now=trio.current_time(),
+            workers=2,
         ).redeem_ahead(announced)
         for _ in range(2)
     ]

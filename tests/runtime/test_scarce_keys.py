@@ -35,8 +35,8 @@ async def test_the_few_keys_that_are_there_are_drawn_at_once(
 
     async def action() -> None:
         await quantum.first_word()
-        assert quantum.stock.available > 0
-        await until(lambda: quantum.stock.available == stored, limit_s=10)
+        assert quantum.paths[0].stock.available > 0
+        await until(lambda: quantum.paths[0].stock.available == stored, limit_s=10)
 
     await while_running(quantum, action)
 
@@ -48,15 +48,15 @@ async def test_a_kme_that_ran_dry_and_makes_few_keys_is_drawn_from_again(
     quantum = quantum_side(source)
 
     async def action() -> None:
-        await until(lambda: quantum.health.state is LinkState.HEALTHY)
-        await until(lambda: quantum.stock.available == 32)
+        await until(lambda: quantum.state is LinkState.HEALTHY)
+        await until(lambda: quantum.paths[0].stock.available == 32)
         source.stored = 0
-        reservation = quantum.stock.reserve(32, trio.current_time())
+        reservation = quantum.paths[0].stock.reserve(32, trio.current_time())
         assert reservation is not None
-        quantum.nudge()
+        quantum.paths[0].nudge()
         await trio.sleep(5)
-        assert quantum.stock.available == 0
+        assert quantum.paths[0].stock.available == 0
         source.stored = 3
-        await until(lambda: quantum.stock.available == 3, limit_s=10)
+        await until(lambda: quantum.paths[0].stock.available == 3, limit_s=10)
 
     await while_running(quantum, action)

@@ -15,7 +15,7 @@ async def test_the_first_epoch_is_hybrid_when_keys_can_be_had() -> None:
     async with gateway_pair() as pair:
         await pair.until_mode(Mode.HYBRID)
         assert pair.client.modes == [Mode.HYBRID]
-        assert pair.client.totals.qkd_keys == 1
+        assert pair.client.totals.keys == 1
 
 
 async def test_rekeys_spend_a_new_key_each_time() -> None:

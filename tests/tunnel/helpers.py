@@ -27,14 +27,14 @@ CLIENT = TunnelSettings(
     peer_name="gw-b",
     local_sae_id="sae-a",
     peer_sae_id="sae-b",
-    key_source="etsi-qkd-014",
+    key_sources=("etsi-qkd-014",),
 )
 SERVER = TunnelSettings(
     local_name="gw-b",
     peer_name="gw-a",
     local_sae_id="sae-b",
     peer_sae_id="sae-a",
-    key_source="etsi-qkd-014",
+    key_sources=("etsi-qkd-014",),
 )
 
 

@@ -134,7 +134,8 @@ def test_a_policy_may_change_between_epochs() -> None:
     ("mine", "theirs"), [("etsi-qkd-014", None), ("etsi-qkd-014", "file"), ("file", "etsi-qkd-014")]
 )
 def test_ends_with_different_key_sources_fall_back_or_refuse(mine: str, theirs: str | None) -> None:
-    pair = started(replace(CLIENT, key_source=mine), replace(SERVER, key_source=theirs))
+    known = () if theirs is None else (theirs,)
+    pair = started(replace(CLIENT, key_sources=(mine,)), replace(SERVER, key_sources=known))
     pair.start_epoch(Mode.HYBRID, qkd_keys("a"))
     pair.pump()
     failed = pair.last(Role.CLIENT, EpochFailed)
@@ -146,7 +147,7 @@ def test_ends_with_different_key_sources_fall_back_or_refuse(mine: str, theirs: 
 
 
 def test_without_a_key_source_nothing_is_offered_as_hybrid() -> None:
-    pair = started(replace(CLIENT, key_source=None), SERVER)
+    pair = started(replace(CLIENT, key_sources=()), SERVER)
     with pytest.raises(LocalProtocolError) as caught:
         pair.start_epoch(Mode.HYBRID, qkd_keys("a"))
     assert caught.value.reason is Reason.NO_KEY_SOURCE

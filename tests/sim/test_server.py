@@ -49,6 +49,11 @@ def config(tmp_path):
     )
 
 
+def with_saes(config, saes):
+    """The same simulator for other SAEs."""
+    return dataclasses.replace(config, saes=saes)
+
+
 class Trial:
     """A running simulator and the clients a test makes."""
 

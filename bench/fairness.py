@@ -26,7 +26,7 @@ from bench.record import Figure, Record
 from bench.record_report import record_markdown
 from bench.rounds import progress, utc_now
 from bench.throughput import DIRECTIONS
-from bench.wan import add_round_trip_option, inside, lead_of
+from bench.wan import add_round_trip_option, inside, lead_of, one_subject
 
 _NAME = "fairness"
 FIGURES = (
@@ -56,7 +56,7 @@ class FairnessParameters:
     round_trips_ms: tuple[float, ...] = (100.0,)
     megabits_per_s: float = 1000.0
     queue_ms: float = 50.0
-    small_s: float = 8.0
+    small_s: float = 6.0
     lead_s: float = 1.0
 
     @property
@@ -90,6 +90,7 @@ def new_record(parameters: FairnessParameters) -> Record:
             **asdict(parameters),
             "round_trips_ms": ", ".join(f"{each:g}" for each in parameters.round_trips_ms),
             "congestion_control": congestion_control(),
+            "path_tools": namespace.tools(),
         },
         value="p99_ms",
         cost="",
@@ -127,7 +128,7 @@ def _run(options: argparse.Namespace) -> tuple[Record, str]:
         round_trips_ms=tuple(options.round_trips_ms or FairnessParameters().round_trips_ms),
         small_s=1.0 if options.quick else FairnessParameters().small_s,
     )
-    record = run_fairness(chosen_pairs(options), parameters)
+    record = run_fairness(one_subject(options), parameters)
     return record, record_markdown(record)
 
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.pairs.base import output_of
 from bench.stats import BenchError
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +46,12 @@ def missing() -> str | None:
         last = tried.stderr.strip().rpartition("\n")[2]
         return f"a network namespace with a TUN device cannot be made here: {last}"
     return None
+
+
+def tools() -> str:
+    """Versions of what makes namespaces and paths."""
+    told = [output_of("ip", "-V"), output_of("unshare", "--version")]
+    return ", ".join(text.strip() for text in told if text) or "none"
 
 
 def run_inside(module: str, arguments: Sequence[str]) -> None:

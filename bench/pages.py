@@ -24,8 +24,8 @@ _CAVEATS = (
     "A question mark stands at a ratio that says nothing: its rounds lie on both sides of one, too "
     "far apart, or there are too few of them.",
     "Load generators, proxies and services share the machine; CPU time is the proxies' alone.",
-    "Where a program negotiated another cipher suite or group than the others, its line under "
-    "Programs says so; spiped has cryptography of its own and is never the best peer.",
+    "A dagger stands at a program that used another cipher suite than the others. What each pair "
+    "negotiated, its group included, stands under Programs, read off the wire.",
 )
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from bench.document import Block, Items, Paragraph, Section, Table, to_markdown
 from bench.host import Host
+from bench.pairs import Kind
+from bench.pairs.base import CIPHER_SUITE
 from bench.record import Figure, Ratio, Record, Row
 from bench.stats import Spread
 
 #: A median below this is shown with three significant digits.
 _COARSE = 100.0
+#: Stands at rows with another cipher suite.
+_OTHER_CIPHER = "†"
 
 
 def record_markdown(record: Record) -> str:
@@ -27,7 +31,7 @@ def record_sections(record: Record, level: int = 2) -> list[Section]:
     rows = Section("Programs", [Items([f"{row.name}: {about_row(row)}" for row in record.rows])])
     rows.level = level + 1
     sections = [first, *cases, rows]
-    said = [*record.notes, *record.warnings()]
+    said = [*other_ciphers(record), *record.notes, *record.warnings()]
     if said:
         sections.append(Section("Caveats and warnings", [Items(said)], level + 1))
     return sections
@@ -65,7 +69,8 @@ def figures_of(record: Record, case: str) -> list[Figure]:
 def table_of(record: Record, case: str) -> Table:
     """Every pair's figures in one case, each beside its ratio to the best peer.
 
-    A question mark stands at a ratio that says nothing (see :func:`bench.stats.doubt`).
+    A question mark stands at a ratio that says nothing (see :func:`bench.stats.doubt`), a dagger at
+    a row whose cipher suite was another one.
     """
     figures = figures_of(record, case)
     head = ["pair"]
@@ -75,13 +80,32 @@ def table_of(record: Record, case: str) -> Table:
     best = {figure.name: record.best_peer(case, figure.name) for figure in figures}
     rows = []
     for row in record.rows:
-        cells = [row.name]
+        cells = [f"{row.name} {_OTHER_CIPHER}" if other_cipher(row) else row.name]
         for figure in figures:
             cells.append(spread_cell(record.spread(row.name, case, figure.name)))
             cells.append(_against(record, case, row.name, best[figure.name], figure.name))
         if any(cells[1:]):
             rows.append(cells)
     return Table(head, rows)
+
+
+def other_cipher(row: Row) -> str | None:
+    """The cipher of a proxy that did not do the same work as the others, or None."""
+    known: dict[str, str | int] = dict(row.parameters)
+    for facts in row.facts[:1]:
+        known |= facts
+    cipher = str(known.get("cipher", CIPHER_SUITE))
+    return cipher if row.kind in (Kind.PEER, Kind.OTHER) and cipher != CIPHER_SUITE else None
+
+
+def other_ciphers(record: Record) -> list[str]:
+    """A caveat for each of them."""
+    return [
+        f"{_OTHER_CIPHER} {row.name} used {cipher}, not {CIPHER_SUITE}: "
+        + ("never the best peer" if row.kind is Kind.OTHER else "a peer all the same")
+        for row in record.rows
+        if (cipher := other_cipher(row)) is not None
+    ]
 
 
 def _against(record: Record, case: str, row: str, best: str | None, value: str) -> str:

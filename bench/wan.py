@@ -22,7 +22,7 @@ from bench import path as path_module
 from bench.command import Benchmark, add_pair_option, chosen_pairs, positive
 from bench.delayed import DelayedBench, DelayedMeasure, percentiles, run_delayed
 from bench.host import Host
-from bench.pairs import ProxyPair
+from bench.pairs import Kind, ProxyPair
 from bench.path import PathSettings, congestion_control
 from bench.record import Figure, Record, Row
 from bench.record_report import record_markdown
@@ -59,8 +59,8 @@ class WanParameters:
     round_trips_ms: tuple[float, ...] = (5.0, 30.0, 100.0)
     megabits_per_s: float = 1000.0
     queue_ms: float = 20.0
-    bulk_s: float = 8.0
-    small_s: float = 5.0
+    bulk_s: float = 6.0
+    small_s: float = 4.0
     lead_s: float = 1.0
 
     @property
@@ -106,6 +106,7 @@ def new_record(parameters: WanParameters) -> Record:
             **asdict(parameters),
             "round_trips_ms": ", ".join(f"{each:g}" for each in parameters.round_trips_ms),
             "congestion_control": congestion_control(),
+            "path_tools": namespace.tools(),
         },
         value="mb_per_s",
         cost="cpu_s_per_gb",
@@ -160,8 +161,17 @@ def _run(options: argparse.Namespace) -> tuple[Record, str]:
         bulk_s=2.0 if options.quick else usual.bulk_s,
         small_s=1.0 if options.quick else usual.small_s,
     )
-    record = run_wan(chosen_pairs(options), parameters)
+    record = run_wan(one_subject(options), parameters)
     return record, record_markdown(record)
+
+
+def one_subject(options: argparse.Namespace) -> list[ProxyPair]:
+    """The pairs asked for, or all peers and qproxy once: its variants differ in other things."""
+    pairs = chosen_pairs(options)
+    if options.pairs is not None:
+        return pairs
+    subjects = [pair for pair in pairs if pair.kind is Kind.SUBJECT]
+    return [pair for pair in pairs if pair not in subjects[1:]]
 
 
 def add_round_trip_option(parser: argparse.ArgumentParser) -> None:

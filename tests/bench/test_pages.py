@@ -134,6 +134,19 @@ def test_a_ratio_that_means_nothing_is_marked_and_warned_of(record) -> None:
     assert "qproxy ÷ fast: rounds from 0.82 to 1.60: which is ahead is undecided" in page
 
 
+def test_a_row_with_another_cipher_is_marked_and_named(record) -> None:
+    slow, fast = (row for row in record.rows if row.name in ("slow", "fast"))
+    slow.facts.append({"cipher": "TLS_AES_256_GCM_SHA384"})
+    fast.facts.append({"cipher": "TLS_AES_128_GCM_SHA256", "group": "x25519"})
+    record.rows.append(Row("odd", Kind.OTHER, parameters={"cipher": "its own"}))
+    page = Report([record]).markdown()
+    assert "| fast † | 110" in page
+    assert "| slow | 100" in page
+    assert "- † fast used TLS_AES_128_GCM_SHA256, not TLS_AES_256_GCM_SHA384: a peer all" in page
+    assert "- † odd used its own, not TLS_AES_256_GCM_SHA384: never the best peer" in page
+    assert "- fast: 1.0; cipher TLS_AES_128_GCM_SHA256, group x25519" in page
+
+
 def test_a_study_s_figures_stand_beside_their_goals(study) -> None:
     page = Report([study]).markdown()
     assert "| killed | fall_s | 0.5 (0.5 to 0.5) | at most 1 | met |" in page

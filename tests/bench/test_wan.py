@@ -1,6 +1,7 @@
 """Long paths and fairness: the load generator over loopback, and what is made of its answers."""
 
 import json
+from argparse import Namespace
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +13,7 @@ from bench.fairness import FairnessParameters, run_fairness
 from bench.fairness import measure as measure_fairness
 from bench.fairness import new_record as new_fairness_record
 from bench.generator import Program
-from bench.wan import WanParameters, new_record, run_wan
+from bench.wan import WanParameters, new_record, one_subject, run_wan
 from bench.wan import measure as measure_wan
 from tests.bench.helpers import FakePair
 
@@ -104,6 +105,15 @@ def test_without_namespaces_long_paths_are_skipped_by_name(monkeypatch, capsys) 
     assert record.notes == ["delayed paths skipped: unshare is not installed"]
     assert record.cases == ["loopback, bulk down", "loopback, bulk up"]
     assert "unshare is not installed" in capsys.readouterr().err
+
+
+def test_qproxy_goes_over_long_paths_once_unless_its_variants_are_named() -> None:
+    names = [pair.name for pair in one_subject(Namespace(pairs=None))]
+    assert "qproxy" in names
+    assert "qproxy, rekey 1 s" not in names
+    assert "stunnel4" in names
+    chosen = one_subject(Namespace(pairs=["qproxy, rekey 1 s"]))
+    assert [pair.name for pair in chosen] == ["qproxy, rekey 1 s"]
 
 
 def test_a_program_that_is_not_there_is_the_reason(monkeypatch) -> None:

@@ -150,12 +150,14 @@ class KeyFormatConfig:
         min_key_size_bits: Smallest size.
         max_key_size_bits: Largest size.
         max_key_per_request: Most keys in one request.
+        max_sae_id_count: Most additional slave SAEs that get the same keys; 0 means none.
     """
 
     key_size_bits: int = 256
     min_key_size_bits: int = 64
     max_key_size_bits: int = 1024
     max_key_per_request: int = 128
+    max_sae_id_count: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -179,6 +179,7 @@ NETWORK: Final = Section(
                 "min_key_size_bits": _KEY_SIZE,
                 "max_key_size_bits": _KEY_SIZE,
                 "max_key_per_request": Integer(1, MAX_KEYS_PER_REQUEST),
+                "max_sae_id_count": Integer(0, 63),
             },
             check=checks.check_key_sizes,
         ),

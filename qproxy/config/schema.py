@@ -46,7 +46,7 @@ from qproxy.config.model import (
     SkipSourceConfig,
     TunnelConfig,
 )
-from qproxy.config.network import MAX_SIMULATED_KMES
+from qproxy.config.network import MAX_KEYS_PER_REQUEST, MAX_SIMULATED_KMES
 from qproxy.config.network_schema import NETWORK, TIMETABLE
 from qproxy.config.scalars import (
     ByteSize,
@@ -451,7 +451,7 @@ _KME_SIM: Final[dict[str, Kind]] = {
             "initial_key_count": Integer(0, 1_000_000),
             "min_key_size_bits": _KEY_SIZE,
             "max_key_size_bits": _KEY_SIZE,
-            "max_key_per_request": Integer(1, 10_000),
+            "max_key_per_request": Integer(1, MAX_KEYS_PER_REQUEST),
         },
         check=checks.check_link,
     ),

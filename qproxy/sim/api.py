@@ -144,7 +144,7 @@ class KmeApi:
             ) from None
 
     def _status(self, pair: SaePair, route: Route, now: float) -> Response:
-        """Clause 5.1."""
+        """Clause 5.2."""
         report = route.report(now)
         limits = self._limits
         status = Status(
@@ -158,7 +158,7 @@ class KmeApi:
             max_key_per_request=limits.max_key_per_request,
             max_key_size_bits=limits.max_key_size_bits,
             min_key_size_bits=limits.min_key_size_bits,
-            max_sae_id_count=0,
+            max_sae_id_count=limits.max_sae_id_count,
             extension={
                 "simulated": True,
                 "link": report.state,
@@ -169,10 +169,11 @@ class KmeApi:
         return Response(200, encode_status(status), headers=_NO_STORE)
 
     def _enc_keys(self, pair: SaePair, asked: KeyRequest, now: float) -> Response:
-        """Clause 5.2."""
+        """Clause 5.3."""
         number, size_bits = self._judge(asked)
+        also = self._additional(pair, asked.additional_slave_sae_ids)
         try:
-            keys = self._network.issue(pair, number, size_bits, now)
+            keys = self._network.issue(pair, number, size_bits, now, also=also)
         except StoreFull:
             raise Refusal(503, "too many keys wait for dec_keys by the slave SAE") from None
         except NotEnoughKeys:
@@ -188,7 +189,7 @@ class KmeApi:
         return Response(200, body, headers=_NO_STORE)
 
     def _dec_keys(self, pair: SaePair, key_ids: tuple[str, ...], now: float) -> Response:
-        """Clause 5.3."""
+        """Clause 5.4."""
         try:
             keys = self._network.claim(pair, key_ids, now)
         except NotNamed:
@@ -205,8 +206,6 @@ class KmeApi:
         limits = self._limits
         if asked.extension_mandatory:
             raise Refusal(400, ErrorMessage.MANDATORY_NOT_SUPPORTED)
-        if asked.additional_slave_sae_ids:
-            raise Refusal(400, "additional_slave_SAE_IDs: max_SAE_ID_count is 0")
         number = 1 if asked.number is None else asked.number
         if not 1 <= number <= limits.max_key_per_request:
             raise Refusal(400, f"number: expected 1 to {limits.max_key_per_request}")
@@ -217,6 +216,26 @@ class KmeApi:
             low, high = limits.min_key_size_bits, limits.max_key_size_bits
             raise Refusal(400, f"size: expected {low} to {high} bits")
         return number, size_bits
+
+    def _additional(self, pair: SaePair, sae_ids: tuple[str, ...]) -> tuple[str, ...]:
+        """More slave SAEs for the same keys, or a refusal. Clause 6.2.
+
+        They are at the KME of the slave in the path: a key is carried to one KME.
+        """
+        limit = self._limits.max_sae_id_count
+        if len(sae_ids) > limit:
+            raise Refusal(400, f"additional_slave_SAE_IDs: max_SAE_ID_count is {limit}")
+        if len({*sae_ids, pair.slave_sae_id}) <= len(sae_ids):
+            raise Refusal(400, "additional_slave_SAE_IDs: expected each slave SAE once")
+        route = self._route(pair.master_sae_id, pair.slave_sae_id)
+        home = self._site.saes[pair.slave_sae_id]
+        for sae_id in sae_ids:
+            same_home = self._site.saes.get(sae_id) == home
+            if not same_home or self._route(pair.master_sae_id, sae_id) is not route:
+                raise Refusal(
+                    400, "additional_slave_SAE_IDs: expected SAEs of the KME of the slave SAE"
+                )
+        return sae_ids
 
     def _read_key_ids(self, request: Request) -> tuple[str, ...]:
         if request.method == "POST":

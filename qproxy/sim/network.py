@@ -124,7 +124,15 @@ class SimulatedNetwork:
                 return route
         raise NoRoute
 
-    def issue(self, pair: SaePair, number: int, size_bits: int, now: float) -> list[WireKey]:
+    def issue(
+        self,
+        pair: SaePair,
+        number: int,
+        size_bits: int,
+        now: float,
+        *,
+        also: Sequence[str] = (),
+    ) -> list[WireKey]:
         """Make keys for two SAEs; the slave's copies wait in the store.
 
         Args:
@@ -132,6 +140,7 @@ class SimulatedNetwork:
             number: how many keys.
             size_bits: size of each, a multiple of 8.
             now: the time.
+            also: more slave SAEs that are to have them, at the same KME as the slave.
 
         Returns:
             The master's copies, owned by the caller.
@@ -142,7 +151,9 @@ class SimulatedNetwork:
             NotEnoughKeys: less key is stored. In each case nothing was taken.
         """
         route = self.route(pair.master_sae_id, pair.slave_sae_id)
-        self.store.check_room(pair, number, now)
+        others = [SaePair(pair.master_sae_id, sae) for sae in also]
+        for each in (pair, *others):
+            self.store.check_room(each, number, now)
         start = self._saes[pair.master_sae_id]
         carried = route.take(number, size_bits, now, start=start)
         near, far = [], []
@@ -150,6 +161,8 @@ class SimulatedNetwork:
             key_id = str(uuid.UUID(bytes=self._random_bytes(16), version=4))
             near.append(WireKey(key_id, key.near))
             far.append(WireKey(key_id, key.far))
+        for each in others:
+            self.store.add(each, [WireKey(key.key_id, bytearray(key.key)) for key in far], now)
         self.store.add(pair, far, now)
         return near
 

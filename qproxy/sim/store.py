@@ -16,7 +16,7 @@ the future, which it does not give out: both are "not found".
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qproxy.sources.etsi014_wire import WireKey
 
@@ -57,6 +57,18 @@ class _Waiting:
     since: float
 
 
+@dataclass(slots=True)
+class _Named:
+    """Whom a key was made for, and for how many of them it still waits."""
+
+    slaves: set[str] = field(default_factory=set)
+    waiting: int = 0
+
+
+#: A key ID and the slave SAE for which a copy waits under it.
+_Place = tuple[str, str]
+
+
 class KeyStore:
     """Every key between ``enc_keys`` and ``dec_keys``.
 
@@ -71,8 +83,10 @@ class KeyStore:
         self._max_age_s = max_age_s
         self._max_unclaimed = max_unclaimed
         # Oldest first: a dict keeps the order of insertion, and time does not run back.
-        self._waiting: dict[str, _Waiting] = {}
+        self._waiting: dict[_Place, _Waiting] = {}
         self._counts: dict[SaePair, int] = {}
+        #: Key ID to the slave SAEs it was made for, as long as it waits for one of them.
+        self._named: dict[str, _Named] = {}
 
     def unclaimed(self, pair: SaePair, now: float) -> int:
         """How many keys wait for the slave SAE of a pair."""
@@ -89,14 +103,19 @@ class KeyStore:
             raise StoreFull
 
     def add(self, pair: SaePair, keys: Sequence[WireKey], now: float) -> None:
-        """Let keys wait for the slave SAE. The store owns them from here on.
+        """Let keys wait for a slave SAE. The store owns them from here on.
+
+        Keys under the same IDs may wait for several slave SAEs, each with a copy of its own.
 
         Raises:
             StoreFull: there is no room for all of them.
         """
         self.check_room(pair, len(keys), now)
         for key in keys:
-            self._waiting[key.key_id] = _Waiting(pair, key, now)
+            self._waiting[key.key_id, pair.slave_sae_id] = _Waiting(pair, key, now)
+            named = self._named.setdefault(key.key_id, _Named())
+            named.slaves.add(pair.slave_sae_id)
+            named.waiting += 1
         self._counts[pair] = self._counts.get(pair, 0) + len(keys)
 
     def take(
@@ -128,15 +147,16 @@ class KeyStore:
         """
         self._expire(now)
         key_ids = tuple(key_ids)
-        found = [self._waiting[key_id] for key_id in key_ids if key_id in self._waiting]
-        if any(entry.pair.slave_sae_id != pair.slave_sae_id for entry in found):
+        slave = pair.slave_sae_id
+        if any(i in self._named and slave not in self._named[i].slaves for i in key_ids):
             raise NotNamed
+        found = [self._waiting[i, slave] for i in key_ids if (i, slave) in self._waiting]
         if len(found) < len(key_ids) or any(entry.pair != pair for entry in found):
             raise KeysNotFound
         ages_s = [now - entry.since + skew_s for entry in found]
         if any(not -CLOCK_TOLERANCE_S <= age_s < self._max_age_s for age_s in ages_s):
             raise KeysNotFound
-        keys = [self._remove(key_id) for key_id in key_ids]
+        keys = [self._remove((key_id, slave)) for key_id in key_ids]
         if not in_step:
             for key in keys:
                 key.key[:] = bytes(byte ^ 0xFF for byte in key.key)
@@ -148,20 +168,24 @@ class KeyStore:
         Returns:
             How many keys that were.
         """
-        lost = [i for i, entry in self._waiting.items() if entry.pair.slave_sae_id in slave_sae_ids]
-        for key_id in lost:
-            self._remove(key_id).wipe()
+        lost = [place for place in self._waiting if place[1] in slave_sae_ids]
+        for place in lost:
+            self._remove(place).wipe()
         return len(lost)
 
     def _expire(self, now: float) -> None:
         while self._waiting:
-            key_id, oldest = next(iter(self._waiting.items()))
+            place, oldest = next(iter(self._waiting.items()))
             if now - oldest.since < self._max_age_s:
                 return
-            self._remove(key_id).wipe()
+            self._remove(place).wipe()
 
-    def _remove(self, key_id: str) -> WireKey:
-        entry = self._waiting.pop(key_id)
+    def _remove(self, place: _Place) -> WireKey:
+        entry = self._waiting.pop(place)
+        named = self._named[place[0]]
+        named.waiting -= 1
+        if not named.waiting:
+            del self._named[place[0]]
         self._counts[entry.pair] -= 1
         if not self._counts[entry.pair]:
             del self._counts[entry.pair]

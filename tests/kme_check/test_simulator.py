@@ -8,18 +8,20 @@ import trio
 
 from qproxy.address import TcpAddress
 from qproxy.config.model import KmeConfig, KmeSimConfig, LinkConfig, PemFiles, SourceEndpoint
+from qproxy.config.network import KeyFormatConfig
 from qproxy.kme_check.ends import End
 from qproxy.kme_check.probe import gather
 from qproxy.kme_check.report import Report
 from qproxy.kme_check.verdict import Verdict
 from qproxy.sim.server import run_kme_sim
 from tests import pki
+from tests.sim.helpers import fixed, network_of
 
 SAES = {"gw-a": "kme-a", "gw-b": "kme-b"}
 
 
 @contextlib.asynccontextmanager
-async def simulator(directory, link):
+async def simulator(directory, link, network=None):
     ca = pki.authority()
     kmes = {}
     for name in ("kme-a", "kme-b"):
@@ -32,7 +34,9 @@ async def simulator(directory, link):
             private_key=files.private_key,
             ca=files.ca,
         )
-    config = KmeSimConfig(path=directory / "sim.yaml", kmes=kmes, saes=SAES, link=link)
+    config = KmeSimConfig(
+        path=directory / "sim.yaml", kmes=kmes, saes=SAES, link=link, network=network
+    )
     async with trio.open_nursery() as nursery:
 
         async def start(*, task_status):
@@ -82,6 +86,15 @@ async def test_the_simulator_conforms_in_everything(tmp_path, link):
     assert report.keys_left == 0
     skipped = {f.check.name for f in report.findings if f.outcome.verdict is Verdict.SKIPPED}
     assert skipped <= {"exhaustion", "dec-order", "dec-partial"}
+
+
+async def test_a_network_with_multicast_conforms_too(tmp_path):
+    spans = [fixed("north", "kme-a", "mid"), fixed("south", "mid", "kme-b")]
+    network = network_of(spans, relays=["mid"], keys=KeyFormatConfig(max_sae_id_count=2))
+    async with simulator(tmp_path, LINK, network) as ends:
+        report = await check(ends)
+    assert [(f.check.name, f.outcome.text) for f in report.deviations] == []
+    assert report.keys_left == 0
 
 
 async def test_the_simulator_calls_its_keys_simulated(tmp_path):

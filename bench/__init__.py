@@ -1,7 +1,10 @@
 """Benchmarks of qproxy beside what would be used in its place, on the same work in one run.
 
-    python -m bench                     lists the benchmarks
-    python -m bench throughput          runs one; a Markdown table on stdout, JSON in bench/results/
+    python -m bench                     runs all benchmarks; records and reports in bench/results/
+    python -m bench throughput          runs one; its page on stdout, JSON and reports beside it
+    python -m bench report FILE ...     renders stored records again
+
+docs/benchmarks.md says what is compared, how, and what the numbers mean.
 
 How a run is made, and why:
 
@@ -14,13 +17,18 @@ How a run is made, and why:
   sink, blocking sockets, one buffer used again and again.
 * Before a pair is timed it has moved random bytes both ways whose hashes agree.
 
-====================  ============================================================================
-:mod:`bench.pairs`    one class per kind of proxy: how to configure, start and ask it its version
-:mod:`bench.load`     the load generator: a program of its own, run twice
-:mod:`bench.children` processes: started, waited for with a deadline, ended by process ID
-:mod:`bench.rounds`   one pair up and running with its load generators; interleaved rounds
-:mod:`bench.stats`    medians, spread, ratios, and whether a ratio means anything
-:mod:`bench.record`   what a run leaves behind, as JSON
-:mod:`bench.report`   the record as Markdown
-====================  ============================================================================
+======================  ==========================================================================
+:mod:`bench.pairs`      one class per kind of proxy: how to configure, start and ask it its version
+:mod:`bench.traffic`    the load generator, run as programs; :mod:`bench.load` is an older one
+:mod:`bench.path`       a path with delay and rate, for the load generator :mod:`bench.flow`
+:mod:`bench.children`   processes: started, waited for with a deadline, ended by process ID
+:mod:`bench.rounds`     one pair up and running with its load generators; interleaved rounds
+:mod:`bench.delayed`    the same over delayed paths, in a :mod:`bench.namespace`
+:mod:`bench.stats`      medians, spread, ratios, and whether a ratio means anything
+:mod:`bench.record`     what a run leaves behind, as JSON; :mod:`bench.store` reads it back
+:mod:`bench.study`      the same for runs held against goals of their own, without other programs
+:mod:`bench.goals`      the goals, and verdicts on them from records
+:mod:`bench.pages`      reports of records, as Markdown and as HTML with :mod:`bench.plots`
+:mod:`bench.catalogue`  every benchmark
+======================  ==========================================================================
 """

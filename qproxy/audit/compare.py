@@ -129,10 +129,25 @@ class Story:
                 if (tunnel := self.tunnels.get(connection_id)) is not None:
                     tunnel.closed = facts
 
-    def _committed(self, facts: EpochCommittedFacts, time: str) -> None:
-        self._epochs += 1
+    def join(self, other: Story) -> None:
+        """Take in the story of another log of the same gateway, of another worker.
+
+        Raises:
+            CompareError: it is another gateway's, or there are too many epochs.
+        """
+        if other.node != self.node:
+            raise CompareError(f"a log of {other.node} stands among those of {self.node}")
+        self._count(other._epochs)
+        self.tunnels.update(other.tunnels)
+        self.lost += other.lost
+
+    def _count(self, epochs: int) -> None:
+        self._epochs += epochs
         if self._epochs > MAX_EPOCHS:
             raise CompareError(f"more than {MAX_EPOCHS} epochs; compare fewer files at once")
+
+    def _committed(self, facts: EpochCommittedFacts, time: str) -> None:
+        self._count(1)
         tunnel = self.tunnels.get(facts.connection_id)
         if tunnel is None:
             tunnel = self.tunnels[facts.connection_id] = TunnelStory(facts.peer)

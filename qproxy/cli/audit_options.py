@@ -20,8 +20,9 @@ def add_audit(commands: argparse._SubParsersAction[Any], epilog: str) -> None:
     one = subcommands.add_parser(
         "verify",
         help="whether a log is whole and unchanged",
-        description="Checks FILE and the files rotated out of it (FILE.000001 and so on). Prints "
-        "the head of the chain: noted elsewhere, it proves all before it the next time.",
+        description="Checks FILE and the files rotated out of it (FILE.000001 and so on), and "
+        "those of workers beside it (FILE-w0 and so on). Prints the head of each chain: noted "
+        "elsewhere, it proves all before it the next time.",
         epilog=epilog,
     )
     one.add_argument("file", type=Path, metavar="FILE", help="the log in use, or one rotated file")

@@ -25,6 +25,8 @@ from qproxy.config.reader import load_any_config
 from qproxy.config.scalars import format_size
 from qproxy.log import escape
 from qproxy.modes import Policy
+from qproxy.supervisor.cpus import worker_count
+from qproxy.supervisor.share import audit_file
 
 
 def check_command(options: argparse.Namespace) -> ExitCode:
@@ -53,6 +55,8 @@ def _gateway_lines(config: GatewayConfig, findings: Findings) -> Iterator[str]:
     yield f"gateway {config.node.name}"
     yield f"  identity: {findings.facts.get('identity.certificate', 'cannot be used')}"
     yield f"  ML-KEM by {findings.facts.get('kem', 'nothing')}"
+    if (workers := worker_count(config.node.workers)) > 1:
+        yield f"  {workers} workers, each with tunnels and keys of its own; limits are divided"
     if config.tunnel.listen is not None:
         yield f"  waits for tunnels on {config.tunnel.listen}"
     for peer in config.peers.values():
@@ -63,7 +67,7 @@ def _gateway_lines(config: GatewayConfig, findings: Findings) -> Iterator[str]:
         yield f"  service {service.name}: {_service_text(service)}"
     if config.admin.listen is not None:
         yield f"  health, metrics and status on {config.admin.listen}"
-    yield f"  {_audit_text(config.audit)}"
+    yield f"  {_audit_text(config.audit, workers)}"
     yield f"  on SIGTERM, connections may go on for {config.shutdown.drain_s:g} s"
 
 
@@ -118,7 +122,7 @@ def _service_text(service: ServiceConfig) -> str:
     return f"{_with_tls(service.connect, service.tls is not None)}, for {who}"
 
 
-def _audit_text(audit: AuditConfig) -> str:
+def _audit_text(audit: AuditConfig, workers: int) -> str:
     if audit.file is None:
         return "no audit trail"
     chain = "" if audit.hmac_key_file is None else ", keyed chain"
@@ -126,7 +130,9 @@ def _audit_text(audit: AuditConfig) -> str:
         OnAuditFailure.STOP: "without it no traffic",
         OnAuditFailure.CONTINUE: "traffic goes on without it",
     }[audit.failure]
-    return f"audit trail in {audit.file}{chain}; {otherwise}"
+    file = audit.file
+    where = f"{file}" if workers == 1 else f"{audit_file(file, 0)} and so on, one for each worker"
+    return f"audit trail in {where}{chain}; {otherwise}"
 
 
 def _with_tls(address: Address, tls: bool) -> str:

@@ -31,6 +31,7 @@ from qproxy.config.model import (
 from qproxy.crypto.kem import load_kem_provider
 from qproxy.errors import ConfigError, QproxyError
 from qproxy.modes import Policy
+from qproxy.supervisor.cpus import worker_count
 from qproxy.tls.identity import TlsIdentity, TrustStore
 from qproxy.tls.names import certificate_names
 
@@ -271,6 +272,7 @@ def _advice(config: GatewayConfig) -> Iterator[tuple[str, str | None]]:
                 f"request_timeout_s ({source.request_timeout_s:g}) of {source.name} does",
                 "make kme_timeout_s the longer one",
             )
+    yield from _worker_advice(config)
     yield from _audit_advice(config.audit)
     if not config.listeners and not config.services:
         yield "no listeners and no services: nothing can use the tunnels", None
@@ -278,6 +280,31 @@ def _advice(config: GatewayConfig) -> Iterator[tuple[str, str | None]]:
     for name in config.key_sources:
         if name not in used:
             yield f"key_sources.{name}: no peer uses it", None
+
+
+def _worker_advice(config: GatewayConfig) -> Iterator[tuple[str, str | None]]:
+    """Where limits are too small to be divided, and where a worker may lack a tunnel."""
+    workers = worker_count(config.node.workers)
+    if workers == 1:
+        return
+    limits = {"tunnel.max_tunnels": config.tunnel.max_tunnels}
+    for kind, entries in (("listeners", config.listeners), ("services", config.services)):
+        for name, entry in entries.items():
+            limits[f"{kind}.{name}.max_connections"] = entry.max_connections
+    for key, limit in limits.items():
+        if limit < workers:
+            yield (
+                f"{key}: {limit} cannot be divided among {workers} workers; each allows 1",
+                "raise it, or run fewer workers",
+            )
+    for name, listener in config.listeners.items():
+        peer = config.peers.get(listener.peer)
+        if peer is not None and peer.address is None:
+            yield (
+                f"listeners.{name}: {listener.peer} dials us, and its tunnels may not reach each "
+                f"of the {workers} workers, which then refuse connections",
+                f"dial it from here, or have it keep at least {workers} tunnels",
+            )
 
 
 def _audit_advice(audit: AuditConfig) -> Iterator[tuple[str, str | None]]:

@@ -8,6 +8,7 @@ divided too. What describes one tunnel or one epoch is every worker's own, and s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,23 @@ def audit_file(file: Path, number: int) -> Path:
     One chain has one writer, so each worker has a chain of its own.
     """
     return file.with_name(f"{file.stem}-w{number}{file.suffix}")
+
+
+def audit_files(file: Path) -> list[Path]:
+    """The logs of a gateway whose ``audit.file`` this is: its own, those of its workers, or both.
+
+    Both where it has run with one process and with several. The file itself where there is none.
+    """
+    pattern = re.compile(
+        rf"{re.escape(file.stem)}-w([0-9]{{1,3}}){re.escape(file.suffix)}(\.[0-9]{{6}})?"
+    )
+    numbers = {
+        int(found[1])
+        for path in (file.parent.iterdir() if file.parent.is_dir() else ())
+        if (found := pattern.fullmatch(path.name))
+    }
+    of_workers = [audit_file(file, number) for number in sorted(numbers)]
+    return [file, *of_workers] if file.exists() or not of_workers else of_workers
 
 
 def _peer(peer: PeerConfig, workers: int) -> PeerConfig:

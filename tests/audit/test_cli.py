@@ -1,7 +1,10 @@
 """`qproxy audit verify` and `compare`, from the command line to the exit code."""
 
+from dataclasses import replace
+
 import pytest
 
+from qproxy.audit.facts import GatewayStopped
 from qproxy.cli.main import main
 from tests.audit.helpers import (
     KEY,
@@ -193,3 +196,76 @@ def test_audit_alone_is_wrong_usage():
     with pytest.raises(SystemExit) as caught:
         run()
     assert caught.value.code == 2
+
+
+# Several workers, each with a chain of its own.
+
+
+@pytest.fixture
+def of_workers(tmp_path):
+    """Logs of two workers; their gateway's ``audit.file`` does not exist."""
+    for number, count in enumerate((6, 3)):
+        (tmp_path / f"audit-w{number}.jsonl").write_bytes(b"".join(log_lines(count)))
+    (tmp_path / "audit-w0.jsonl.lock").touch()
+    (tmp_path / "audit-wide.jsonl").touch()
+    return tmp_path / "audit.jsonl"
+
+
+def test_verify_takes_the_logs_of_all_workers(of_workers, capsys):
+    assert run("verify", of_workers) == 0
+    out = capsys.readouterr().out
+    assert out.count("ok: log of gw-a") == 2
+    assert head_of(log_lines(6)) in out
+    assert head_of(log_lines(3)) in out
+    for head in (head_of(log_lines(6)), head_of(log_lines(3))):
+        assert run("verify", of_workers, "--expect-head", head) == 0
+    assert run("verify", of_workers, "--expect-head", head_of(log_lines(5))) == 1
+    assert run("verify", of_workers, "--contains", head_of(log_lines(5))) == 0
+    assert run("verify", of_workers, "--contains", "00" * 48) == 1
+    capsys.readouterr()
+    # And that of the time when there was one process.
+    of_workers.write_bytes(b"".join(log_lines(4)))
+    assert run("verify", of_workers) == 0
+    assert capsys.readouterr().out.count("ok: log of gw-a") == 3
+
+
+def test_one_bad_worker_is_enough(of_workers, capsys):
+    path = of_workers.with_name("audit-w1.jsonl")
+    path.write_bytes(path.read_bytes().replace(b'"epoch":1', b'"epoch":9'))
+    assert run("verify", of_workers) == 1
+    assert str(path) in capsys.readouterr().err
+    assert run("compare", of_workers, of_workers) == 1
+
+
+def test_compare_joins_the_logs_of_workers(tmp_path, capsys):
+    """Two tunnels, in one worker here and in two at the other end."""
+    stories = {"a": [], "b": [[], []]}
+    for number in (0, 1):
+        a, b = ends()
+        new_epoch(a, b, 1)
+        move(a, b, 10)
+        for end in (a, b):
+            end.close()
+            end.facts = [
+                replace(fact, connection_id=f"{number:032x}")
+                if hasattr(fact, "connection_id")
+                else fact
+                for fact in end.facts
+            ]
+            end.stop()
+        stories["a"] += a.facts if number == 0 else a.facts[2:]
+        stories["b"][number] = b.facts
+    # A's first tunnel was over before its gateway stopped: no second header and start between.
+    stories["a"] = [fact for fact in stories["a"] if not isinstance(fact, GatewayStopped)]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(seal([*stories["a"], stopped()])[0]))
+    for number, facts in enumerate(stories["b"]):
+        (tmp_path / f"b-w{number}.jsonl").write_bytes(b"".join(seal(facts)[0]))
+    assert run("compare", tmp_path / "a.jsonl", tmp_path / "b.jsonl") == 0
+    assert capsys.readouterr().out == "gw-a and gw-b agree: 2 tunnels, 2 epochs in both logs\n"
+    # One worker's log alone is not the gateway's.
+    assert run("compare", tmp_path / "a.jsonl", tmp_path / "b-w0.jsonl") == 1
+    # Nor is another gateway's log one of its workers'.
+    (tmp_path / "b-w2.jsonl").write_bytes(b"".join(log_lines()))
+    capsys.readouterr()
+    assert run("compare", tmp_path / "a.jsonl", tmp_path / "b.jsonl") == 1
+    assert "a log of gw-a stands among those of gw-b" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ import yaml
 from qproxy.admin.document import load_schema
 from tests.e2e.conftest import MakePair
 from tests.e2e.pair import GatewayPair
-from tests.e2e.processes import Program, poll
+from tests.e2e.processes import Program, poll, run
 from tests.e2e.sockets import (
     Backend,
     TwoWayTraffic,
@@ -323,3 +324,51 @@ def test_the_pid_file_names_the_supervisor(make_pair: MakePair) -> None:
     path = pair.config_path("gw-a")
     assert yaml.safe_load(path.read_text())["node"]["pid_file"] == "a.pid"
     assert int((pair.directory / "a.pid").read_text()) == pair.a.pid
+
+
+def audited(name: str, count: int) -> dict[str, Any]:
+    return workers(count, audit={"file": f"{name}.jsonl"})
+
+
+def test_each_worker_keeps_a_trail_and_together_they_tell_the_story(
+    make_pair: MakePair, backend: Backend
+) -> None:
+    pair = make_pair(config_a=audited("gw-a", 2), config_b=audited("gw-b", 2))
+    for gateway in (pair.a, pair.b):
+        until(gateway, "every worker is ready", all_ready)
+    with many(pair, backend):
+        first, _ = pids(pair.a)
+        os.kill(first, signal.SIGKILL)
+        pair.a.wait_for_event("worker_started", worker=0, starts=2)
+        until(pair.a, "every worker is ready", all_ready)
+    files = [worker["audit"]["file"] for worker in status(pair.a)["workers"]]
+    assert [Path(file).name for file in files] == ["gw-a-w0.jsonl", "gw-a-w1.jsonl"]
+    for gateway in (pair.a, pair.b):
+        gateway.signal(signal.SIGTERM)
+        assert gateway.wait_for_exit() == 0
+    logs = [pair.directory / f"{name}.jsonl" for name in ("gw-a", "gw-b")]
+    for log in logs:
+        verified = run(sys.executable, "-m", "qproxy", "audit", "verify", log)
+        assert verified.returncode == 0, verified.stderr
+        assert verified.stdout.count(b"ok: log of") == 2
+    compared = run(sys.executable, "-m", "qproxy", "audit", "compare", *logs)
+    assert compared.returncode == 0, compared.stdout
+    assert b"gw-a and gw-b agree: 3 tunnels" in compared.stdout
+
+
+def test_without_its_audit_log_no_worker_goes_on(make_pair: MakePair, backend: Backend) -> None:
+    pair = make_pair(kme=False, config_a=audited("gw-a", 2))
+    with proxied(pair.address("app"), backend) as (near, far):
+        round_trip(near, far)
+        log = pair.directory / "gw-a-w1.jsonl"
+        log.unlink()
+        log.mkdir()
+        # The next record of that worker's cannot be written.
+        pair.a.signal(signal.SIGHUP)
+        assert pair.a.wait_for_exit() == 1
+        assert_reset(near)
+    assert pair.a.find("audit_failure", worker=1)
+    assert pair.a.find("worker_ended", worker=0)
+    (error,) = [line for line in pair.a.plain_lines if line.startswith("error: ")]
+    assert "the audit log cannot be written" in error
+    pair.a.lines.clear()  # which that error is not to be found in as something unforeseen

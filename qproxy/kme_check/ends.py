@@ -6,7 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qproxy.config.model import Etsi014SourceConfig, GatewayConfig, PeerConfig, SourceEndpoint
+from qproxy.config.model import (
+    Etsi014SourceConfig,
+    GatewayConfig,
+    PathConfig,
+    PeerConfig,
+    SourceEndpoint,
+)
 from qproxy.errors import ConfigError
 
 
@@ -60,10 +66,10 @@ def ends_of(config: GatewayConfig, sources: Sequence[str] = ()) -> list[End]:
     named = dict(name.partition("/")[::2] for name in sources)
     found = []
     for peer in config.peers.values():
-        for name in _used_sources(config, peer.key_source):
-            source = config.key_sources.get(name)
-            if isinstance(source, Etsi014SourceConfig) and (not named or name in named):
-                found.append(_end(config, source, named.get(name, ""), peer))
+        for path in peer.paths:
+            source = config.key_sources.get(path.source)
+            if isinstance(source, Etsi014SourceConfig) and (not named or source.name in named):
+                found.append(_end(config, source, named.get(source.name, ""), peer, path))
     for name in named:
         source = config.key_sources.get(name)
         if source is not None and not isinstance(source, Etsi014SourceConfig):
@@ -73,7 +79,9 @@ def ends_of(config: GatewayConfig, sources: Sequence[str] = ()) -> list[End]:
     return found
 
 
-def _end(config: GatewayConfig, source: Etsi014SourceConfig, kme: str, peer: PeerConfig) -> End:
+def _end(
+    config: GatewayConfig, source: Etsi014SourceConfig, kme: str, peer: PeerConfig, path: PathConfig
+) -> End:
     chosen = [each for each in source.endpoints if not kme or each.name == kme]
     if not chosen:
         known = ", ".join(each.name for each in source.endpoints)
@@ -86,8 +94,8 @@ def _end(config: GatewayConfig, source: Etsi014SourceConfig, kme: str, peer: Pee
     return End(
         f"{source.name}/{kme}" if kme else source.name,
         chosen[0],
-        peer.local_sae_id,
-        peer.peer_sae_id,
+        path.local_sae_id or peer.local_sae_id,
+        path.peer_sae_id or peer.peer_sae_id,
         peer.qkd_key_size_bits,
         peer.qkd_keys_per_epoch,
         source.connect_timeout_s,
@@ -95,15 +103,6 @@ def _end(config: GatewayConfig, source: Etsi014SourceConfig, kme: str, peer: Pee
         source.qber_field,
         source.key_rate_field,
     )
-
-
-def _used_sources(config: GatewayConfig, name: str | None) -> list[str]:
-    """A key source, and those it is made of, where it is made of others."""
-    names = [] if name is None else [name]
-    for each in names:
-        parts = getattr(config.key_sources.get(each), "sources", ())
-        names += [part for part in parts if part not in names]
-    return names
 
 
 def choose_ends(configs: Sequence[GatewayConfig], sources: Sequence[str] = ()) -> list[End]:

@@ -181,6 +181,20 @@ def test_more_than_one_link_asks_for_the_source(room):
         ends(room, "more.yaml", sources=["kme-q"])
 
 
+def test_one_of_several_sources_towards_a_peer_has_its_own_sae_ids(room):
+    text = (room / "a.yaml").read_text()
+    head, _, tail = text.partition("  kme-a: {type")
+    paths = "key_sources: {north: {source: kme-a}, south: {source: kme-q, local_sae_id: left}}}"
+    head = head.replace("key_source: kme-a}", paths)
+    (room / "paths.yaml").write_text(f"{head}  kme-a: {{type{tail}  kme-q: {{type{tail}")
+    (north,) = ends(room, "paths.yaml", sources=["kme-a"])
+    (south,) = ends(room, "paths.yaml", sources=["kme-q"])
+    assert (north.local_sae_id, north.peer_sae_id) == ("gw-a", "gw-b")
+    assert (south.local_sae_id, south.peer_sae_id) == ("left", "gw-b")
+    with pytest.raises(ConfigError, match="expected one link"):
+        ends(room, "paths.yaml")
+
+
 def test_a_source_of_another_type_is_refused(room):
     text = (room / "a.yaml").read_text().partition("key_sources:")[0]
     (room / "pad").mkdir(exist_ok=True)

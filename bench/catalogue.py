@@ -16,6 +16,7 @@ from bench.requests import REQUESTS
 from bench.switchover import SWITCHOVER
 from bench.throughput import THROUGHPUT
 from bench.wan import WAN
+from bench.workers import WORKERS
 
 BENCHMARKS: tuple[Benchmark, ...] = (
     THROUGHPUT,
@@ -25,6 +26,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     MEMORY,
     GROWTH,
     HANDSHAKE,
+    WORKERS,
     WAN,
     FAIRNESS,
     SWITCHOVER,

@@ -21,6 +21,8 @@ class QProxy(ProxyPair):
         name: the row's name.
         rekey_interval_s: how often the running tunnel changes keys, in seconds.
         peer_settings: more settings of the peer, in both gateways' configurations.
+        workers: processes that carry traffic, of each gateway.
+        listener_tls: clients speak TLS to the near gateway.
     """
 
     kind = Kind.SUBJECT
@@ -30,10 +32,14 @@ class QProxy(ProxyPair):
         name: str = "qproxy",
         rekey_interval_s: float = 60.0,
         peer_settings: Mapping[str, object] | None = None,
+        workers: int = 1,
+        listener_tls: bool = False,
     ) -> None:
         self.name = name
         self._rekey_interval_s = rekey_interval_s
         self._peer_settings = dict(peer_settings or {})
+        self._workers = workers
+        self._listener_tls = listener_tls
 
     def version(self) -> str:
         """What ``qproxy --version`` prints, in one line."""
@@ -46,6 +52,7 @@ class QProxy(ProxyPair):
             "aead": "aes-256-gcm",
             "kem": "ml-kem-1024",
             "rekey_interval_s": f"{self._rekey_interval_s:g}",
+            "workers": self._workers,
         }
 
     def helper_commands(self, site: Site) -> Sequence[Sequence[str]]:
@@ -77,6 +84,7 @@ class QProxy(ProxyPair):
                 "listen": f"127.0.0.1:{site.entry_port}",
                 "peer": FAR_NAME,
                 "service": _SERVICE,
+                "tls": _server_files(site) if self._listener_tls else None,
             }
         }
         return [*_QPROXY, "run", _write(site, "near", config)]
@@ -106,7 +114,7 @@ class QProxy(ProxyPair):
         identity = _identity(site, name)
         source = {"type": "etsi-qkd-014", "url": f"https://127.0.0.1:{kme_port}", **identity}
         return {
-            "node": {"name": name},
+            "node": {"name": name, "workers": self._workers},
             "log": {"format": "json", "level": "info"},
             "identity": identity,
             "peers": {
@@ -132,6 +140,14 @@ def _identity(site: Site, name: str) -> dict[str, str]:
         "certificate": str(site.pki / f"{name}.pem"),
         "private_key": str(site.pki / f"{name}.key"),
         "ca": str(site.pki / "ca.pem"),
+    }
+
+
+def _server_files(site: Site) -> dict[str, str]:
+    """What a listener shows to applications."""
+    return {
+        "certificate": str(site.pki / "server.pem"),
+        "private_key": str(site.pki / "server.key"),
     }
 
 

@@ -170,13 +170,13 @@ def logged(directory: Path, *events: dict[str, object]) -> Running:
 
 
 def test_qproxy_s_epochs_come_from_its_log(tmp_path: Path) -> None:
-    totals = {"event": "peer_totals", "hybrid_epochs": 7, "classical_epochs": 0, "qkd_keys": 7}
+    totals = {"event": "peer_totals", "hybrid_epochs": 7, "classical_epochs": 0, "keys": 7}
     running = logged(tmp_path, {"event": "tunnel_up"}, totals)
-    assert QProxy().facts_at_end(running) == {"epochs": 7, "qkd_keys": 7}
+    assert QProxy().facts_at_end(running) == {"epochs": 7, "keys": 7}
 
 
 def test_a_classical_epoch_makes_the_run_fail(tmp_path: Path) -> None:
-    totals = {"event": "peer_totals", "hybrid_epochs": 7, "classical_epochs": 1, "qkd_keys": 7}
+    totals = {"event": "peer_totals", "hybrid_epochs": 7, "classical_epochs": 1, "keys": 7}
     with pytest.raises(BenchError, match="1 classical epochs"):
         QProxy().facts_at_end(logged(tmp_path, totals))
 

@@ -140,13 +140,37 @@ def _with_tls(address: Address, tls: bool) -> str:
 
 
 def _kme_sim_lines(config: KmeSimConfig, findings: Findings) -> Iterator[str]:
-    yield "pair of simulated KMEs (ETSI GS QKD 014)"
+    pair = f"pair of simulated KMEs{'' if config.network is None else ' in a network'}"
+    yield f"{pair if len(config.kmes) == 2 else 'simulated KMEs in a network'} (ETSI GS QKD 014)"
     for kme in config.kmes.values():
         names = findings.facts.get(f"kme_sim.kmes.{kme.name}.certificate", "cannot be used")
         saes = ", ".join(sae for sae, home in config.saes.items() if home == kme.name) or "nobody"
         yield f"  {kme.name}: https://{kme.listen} for {saes}; certificate {names}"
-    link = config.link
-    rate = f"{link.key_rate_bps:g} bit/s, QBER {link.qber:g}"
-    yield f"  link: {rate}, keys of {link.key_size_bits} bits"
+    yield from _network_lines(config)
+    if config.timetable:
+        last_s = max(timed.at_s for timed in config.timetable)
+        yield f"  timetable: {len(config.timetable)} events, the last after {last_s:g} s"
     if config.control is not None:
         yield f"  control: http://{config.control.listen}"
+
+
+def _network_lines(config: KmeSimConfig) -> Iterator[str]:
+    # Not before it is known to be a simulator's file: the network brings its optics along.
+    from qproxy.sim.build import build_network  # noqa: PLC0415
+
+    network = build_network(config, now=0.0, random_bytes=bytes)  # nobody gets a key of it
+    size = f"keys of {network.keys.key_size_bits} bits"
+    if config.network is not None:
+        yield f"  spans: {len(network.spans)}; trusted relays: {len(network.relays)}"
+    for name, route in network.routes.items():
+        report = route.report(0.0)
+        qber = "none" if report.qber is None else f"{report.qber:.3g}"
+        rate = f"{report.key_rate_bps:.0f} bit/s, QBER {qber}"
+        if config.network is None:
+            yield f"  link: {rate}, {size}"
+            continue
+        paths = "one path" if len(route.paths) == 1 else f"{len(route.paths)} paths"
+        yield (
+            f"  route {name}: {' and '.join(route.config.between)} over {paths}, "
+            f"{route.config.policy}; at the start {rate}, {report.stored_key_count} {size}"
+        )

@@ -125,7 +125,13 @@ def test_each_says_what_is_published_and_what_was_fitted_and_that_it_is_simulate
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_each_passes_check(room, name, capsys):
     assert main(["check", str(room / f"{name}.yaml")]) == 0
-    assert "error" not in capsys.readouterr().err
+    output = capsys.readouterr()
+    assert "error" not in output.err
+    assert "keys of a simulated link protect nothing" in output.err
+    lines = output.out.splitlines()
+    assert lines[0] == "pair of simulated KMEs in a network (ETSI GS QKD 014)"
+    assert any(line.startswith("  route ") for line in lines)
+    assert any(line.startswith("  timetable: ") for line in lines)
 
 
 def test_metro_bank_46km(room):

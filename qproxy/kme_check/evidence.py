@@ -9,6 +9,7 @@ from typing import Final
 from qproxy.kme_check.ends import End
 from qproxy.kme_check.facts import Answer, Call, KeyFact
 from qproxy.kme_check.plan import Limits
+from qproxy.sources.recent import folded_key_id
 
 #: Names of the requests by which keys are fetched that serve no check of their own begin so.
 REST: Final = "rest-post-"
@@ -88,7 +89,7 @@ class Evidence:
 
     def _ids(self, call: Call) -> set[str]:
         answers = [answer for answer in self.answers.values() if answer.call is call]
-        return {key.key_id for answer in answers for key in answer.keys}
+        return {folded_key_id(key.key_id) for answer in answers for key in answer.keys}
 
     @property
     def keys_used(self) -> int:

@@ -41,12 +41,15 @@ def too_many_keys(seen: Evidence) -> Outcome:
 
 def extension_mandatory(seen: Evidence) -> Outcome:
     """A mandatory extension that no KME knows."""
-    return _refuses(seen, ("mandatory",), ErrorMessage.MANDATORY_NOT_SUPPORTED)
+    handling = tolerated("sent only where extension_mandatory is configured; do not rely on it")
+    prescribed = ErrorMessage.MANDATORY_NOT_SUPPORTED
+    return _refuses(seen, ("mandatory",), prescribed, handling=handling)
 
 
 def additional_slaves(seen: Evidence) -> Outcome:
     """More additional slave SAEs than ``max_SAE_ID_count``."""
-    return _refuses(seen, ("additional",))
+    handling = tolerated("sent only where additional_slave_sae_ids is configured")
+    return _refuses(seen, ("additional",), handling=handling)
 
 
 def malformed_request(seen: Evidence) -> Outcome:

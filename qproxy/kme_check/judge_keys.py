@@ -23,6 +23,7 @@ from qproxy.kme_check.verdict import (
 )
 from qproxy.net.http_client import HttpErrorKind
 from qproxy.sources.etsi014_wire import ErrorMessage
+from qproxy.sources.recent import folded_key_id
 
 #: Requests that a conforming KME answers with keys.
 GIVING: Final = ("get-default", "get-sized", "post-default", "post-several", "post-optional")
@@ -90,7 +91,10 @@ def _gives(seen: Evidence, name: str, number: int, size_bits: int, handling: Han
             refused(Reason.KME_INVALID_RESPONSE, "keys that nobody asked for spoil the answer"),
         )
     if not count:
-        return deviates("answered 200 without a key", handling)
+        return deviates(
+            "answered 200 without a key",
+            refused(Reason.KEYS_EXHAUSTED, "taken for an empty store"),
+        )
     if count < number:
         return deviates(f"asked for {number}, got {count}", tolerated("takes what comes"))
     return conforms()
@@ -149,7 +153,7 @@ def key_ids(seen: Evidence) -> Outcome:
     if len({key.key_id for key in keys}) < len(keys):
         return deviates(
             "one key_ID came more than once",
-            link_down(Reason.KEY_MISMATCH, "the two ends may hold different keys under it"),
+            refused(Reason.KME_INVALID_RESPONSE, "a key_ID that came lately is no new one"),
         )
     if not all(key.is_uuid for key in keys):
         return deviates("not every key_ID is a UUID", tolerated("taken as text, up to 128 bytes"))
@@ -171,7 +175,7 @@ def key_values(seen: Evidence) -> Outcome:
     if len({key.digest for key in keys}) < len(keys):
         return deviates(
             "one key came under two IDs",
-            refused(Reason.KEY_INVALID, "within one answer; over several it goes unseen"),
+            refused(Reason.KEY_INVALID, "a key that came lately is no new one"),
         )
     return conforms()
 
@@ -183,9 +187,10 @@ def dec_same_keys(seen: Evidence) -> Outcome:
     """The slave gets, under each ID, the key that the master got."""
     if seen.slave is None:
         return skipped("the other end is out of reach")
-    drawn = {key.key_id: key for key in seen.given(*GIVING) if key.key_id}
+    drawn = {folded_key_id(key.key_id): key for key in seen.given(*GIVING) if key.key_id}
     rest = [name for name in seen.answers if name.startswith(REST)]
-    fetched = {key.key_id: key for key in seen.given(*FETCHING, *rest) if key.key_id}
+    answers = seen.given(*FETCHING, *rest)
+    fetched = {folded_key_id(key.key_id): key for key in answers if key.key_id}
     if not drawn:
         return skipped("no keys came")
     both = [(drawn[key_id], fetched[key_id]) for key_id in drawn.keys() & fetched.keys()]
@@ -233,10 +238,10 @@ def dec_order(seen: Evidence) -> Outcome:
     if seen.slave is None:
         return skipped("the other end is out of reach")
     answer = seen.answers.get("several-plain") or seen.answers.get("several-post")
-    asked = [key.key_id for key in seen.given("post-several")][::-1]
+    asked = [folded_key_id(key.key_id) for key in seen.given("post-several")][::-1]
     if answer is None or not _complete(answer, len(asked)) or len(asked) < 2:
         return skipped("not several keys came by ID")
-    if [key.key_id for key in answer.keys] == asked:
+    if [folded_key_id(key.key_id) for key in answer.keys] == asked:
         return note("in the order asked")
     return note("in another order than asked", tolerated("put in order by their IDs"))
 
@@ -282,8 +287,8 @@ def dec_once(seen: Evidence) -> Outcome:
     ]
     if not again:
         return skipped("no key came by ID")
-    asked = {key.key_id for first, _ in pairs for key in _keys_by(seen, first)}
-    if any(key.key_id in asked for answer in again for key in answer.keys):
+    asked = {folded_key_id(key.key_id) for first, _ in pairs for key in _keys_by(seen, first)}
+    if any(folded_key_id(key.key_id) in asked for answer in again for key in answer.keys):
         return deviates(
             "gave a key by ID a second time",
             unseen("qproxy never asks twice; but whoever asks later gets the key, too"),

@@ -160,8 +160,8 @@ class FlawedPair:
         if asked["additional"] and not self.has("any-additional"):
             raise Refused(400, "there may be no additional SAEs")
         keys = [self.new_key(requester, other, size) for _ in range(number)]
-        if self.has("same-id"):
-            keys = [{**key, "key_ID": "00000000-0000-4000-8000-000000000000"} for key in keys]
+        if self.has("no-keys"):
+            keys = []
         if self.has("one-too-many") and number > 1:
             keys.append(self.new_key(requester, other, size))
         if self.has("one-too-few") and number > 1:
@@ -252,11 +252,12 @@ class FlawedPair:
             self.given[key_id] = entry
             self.waiting.pop(key_id, None)
         flip = 1 if self.has("out-of-step") else 0
+        encode = bytes.hex if self.has("hex-keys") else lambda key: base64.b64encode(key).decode()
         return self.container(
             [
                 {
-                    "key_ID": key_id,
-                    "key": base64.b64encode(bytes(b ^ flip for b in key)).decode(),
+                    "key_ID": key_id.upper() if self.has("capital-ids") else key_id,
+                    "key": encode(bytes(b ^ flip for b in key)),
                 }
                 for key_id, (_, _, key) in found
             ]

@@ -162,23 +162,14 @@ class Connection(Engine):
     def transport_full(self, now: float) -> int:
         """The transport took less than :meth:`data_to_send` gave, or nothing.
 
-        Call it after :meth:`data_sent`. How fast the transport takes bytes is measured from here
-        to :meth:`transport_ready` and the next time that it is full.
+        Call it after :meth:`data_sent`. How fast the transport takes bytes is measured from one
+        such call to the next.
 
         Returns:
             :attr:`output_high_water`, which may have changed: a TCP socket is to be told by
             TCP_NOTSENT_LOWAT.
         """
         return self._writer.transport_full(now)
-
-    def transport_ready(self, unsent: int) -> None:
-        """The transport takes bytes again. Call it before it is given any.
-
-        Args:
-            unsent: bytes that it still holds and has not sent (Linux: ``SIOCOUTQNSD``). With 0
-                this end came late, and more will wait in the output from now on.
-        """
-        self._writer.pace.transport_ready(unsent)
 
     # Time.
 

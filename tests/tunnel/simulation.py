@@ -177,7 +177,6 @@ class End:
 
     def on_writable(self) -> None:
         """The kernel takes bytes again: those that wait, then those whose turn it is."""
-        self.core.transport_ready(len(self.path.unsent))
         self.blocked = False
         self.flush()
         while not self.blocked and (stream_id := self.core.next_turn()) is not None:

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
 from bench.command import Benchmark, add_pair_option, chosen_pairs
-from bench.figures import figures_markdown
 from bench.generator import EPOLL, TrafficClient
 from bench.host import Host
 from bench.latency import latency_values
 from bench.pairs import ProxyPair
 from bench.record import Figure, Record
+from bench.record_report import record_markdown
 from bench.rounds import Bench, CpuMeter, Measure, run_rounds, utc_now
 
 _WARM_UP_S = 0.3
@@ -105,7 +105,7 @@ def per_thing(used: Mapping[str, float], count: int, thing: str) -> dict[str, fl
 def _run(options: argparse.Namespace) -> tuple[Record, str]:
     parameters = replace(QUICK if options.quick else ConnectionsParameters(), rounds=options.rounds)
     record = run_connections(chosen_pairs(options), parameters)
-    return record, figures_markdown(record)
+    return record, record_markdown(record)
 
 
 CONNECTIONS = Benchmark(

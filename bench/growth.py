@@ -23,13 +23,13 @@ from dataclasses import asdict, dataclass, replace
 
 from bench.command import Benchmark, add_pair_option, chosen_pairs
 from bench.connections import per_thing
-from bench.figures import figures_markdown
 from bench.generator import EPOLL, TrafficClient
 from bench.host import Host
 from bench.latency import latency_values
 from bench.memory_use import MemoryUse
 from bench.pairs import ProxyPair
 from bench.record import Figure, Record
+from bench.record_report import record_markdown
 from bench.rounds import Bench, CpuMeter, Measure, progress, run_rounds, utc_now
 from bench.stats import BenchError
 from bench.transfer import epoll_transfer
@@ -166,7 +166,7 @@ def _at(
 def _run(options: argparse.Namespace) -> tuple[Record, str]:
     parameters = replace(QUICK if options.quick else GrowthParameters(), rounds=options.rounds)
     record = run_growth(chosen_pairs(options), parameters)
-    return record, figures_markdown(record)
+    return record, record_markdown(record)
 
 
 GROWTH = Benchmark(

@@ -24,13 +24,13 @@ from typing import Any
 
 from bench.children import Child, wait_until
 from bench.command import Benchmark
-from bench.figures import figures_markdown
 from bench.generator import GRACE_S, Program, Service
 from bench.handshake_parts import InMemoryHandshakes
 from bench.host import Host, load_average
 from bench.pairs import Kind, Site
 from bench.pairs.qproxy import QProxy, gateway_events
 from bench.record import Figure, Record, Row, Sample
+from bench.record_report import record_markdown
 from bench.rounds import progress, utc_now
 from bench.stats import BenchError
 from qproxy.pki import KeyAlgorithm, init_pki
@@ -221,7 +221,7 @@ def _values(handshakes_ms: Sequence[float], tls_ms: Sequence[float]) -> dict[str
 def _run(options: argparse.Namespace) -> tuple[Record, str]:
     parameters = replace(QUICK if options.quick else HandshakeParameters(), rounds=options.rounds)
     record = run_handshake(parameters)
-    return record, figures_markdown(record)
+    return record, record_markdown(record)
 
 
 HANDSHAKE = Benchmark(

@@ -18,11 +18,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
 from bench.command import Benchmark, add_pair_option, chosen_pairs
-from bench.figures import figures_markdown
 from bench.generator import EPOLL, Timings, TrafficClient
 from bench.host import Host
 from bench.pairs import Kind, ProxyPair
 from bench.record import Figure, Record, Sample
+from bench.record_report import record_markdown
 from bench.rounds import Bench, CpuMeter, Measure, run_rounds, utc_now
 from bench.stats import percentile
 
@@ -177,7 +177,7 @@ def add_differences(record: Record) -> None:
 def _run(options: argparse.Namespace) -> tuple[Record, str]:
     parameters = replace(QUICK if options.quick else LatencyParameters(), rounds=options.rounds)
     record = run_latency(chosen_pairs(options), parameters)
-    return record, figures_markdown(record)
+    return record, record_markdown(record)
 
 
 LATENCY = Benchmark(

@@ -20,12 +20,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
 from bench.command import Benchmark, add_pair_option, chosen_pairs
-from bench.figures import figures_markdown
 from bench.generator import EPOLL, TrafficClient
 from bench.host import Host
 from bench.memory_use import MemoryUse, slope
 from bench.pairs import Kind, ProxyPair
 from bench.record import Figure, Record
+from bench.record_report import record_markdown
 from bench.rounds import Bench, Measure, run_rounds, utc_now
 
 #: Size of the messages of busy streams, in bytes.
@@ -168,7 +168,7 @@ class _Watch:
 def _run(options: argparse.Namespace) -> tuple[Record, str]:
     parameters = replace(QUICK if options.quick else MemoryParameters(), rounds=options.rounds)
     record = run_memory(chosen_pairs(options), parameters)
-    return record, figures_markdown(record)
+    return record, record_markdown(record)
 
 
 MEMORY = Benchmark(

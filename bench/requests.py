@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, replace
 
 from bench.command import Benchmark, add_pair_option, chosen_pairs
 from bench.connections import per_thing
-from bench.figures import figures_markdown
 from bench.generator import EPOLL, Timings, TrafficClient
 from bench.host import Host
 from bench.latency import latency_values
 from bench.pairs import ProxyPair
 from bench.record import Figure, Record
+from bench.record_report import record_markdown
 from bench.rounds import Bench, CpuMeter, Measure, run_rounds, utc_now
 
 _WARM_UP_S = 0.3
@@ -97,7 +97,7 @@ def request_values(timings: Timings, used: Mapping[str, float]) -> dict[str, flo
 def _run(options: argparse.Namespace) -> tuple[Record, str]:
     parameters = replace(QUICK if options.quick else RequestsParameters(), rounds=options.rounds)
     record = run_requests(chosen_pairs(options), parameters)
-    return record, figures_markdown(record)
+    return record, record_markdown(record)
 
 
 REQUESTS = Benchmark(

@@ -30,7 +30,7 @@ from bench.generator import BLOCKING, EPOLL, LoadClient, TrafficClient
 from bench.host import Host
 from bench.pairs import ProxyPair
 from bench.record import Figure, Record
-from bench.report import markdown
+from bench.record_report import record_markdown
 from bench.rounds import Bench, Measure, run_rounds, utc_now
 from bench.transfer import BOTH, DIRECTIONS, blocking_transfer, epoll_transfer, limit_s
 
@@ -41,7 +41,6 @@ __all__ = [
     "ThroughputParameters",
     "limit_s",
     "run_throughput",
-    "throughput_markdown",
 ]
 
 
@@ -97,11 +96,6 @@ def run_throughput(pairs: Sequence[ProxyPair], parameters: ThroughputParameters)
     else:
         run_rounds(record, pairs, parameters.rounds, _measure(parameters), EPOLL)
     return record
-
-
-def throughput_markdown(record: Record) -> str:
-    """The record's tables. A megabyte is 10^6 bytes, a gigabyte 10^9."""
-    return markdown(record, unit="MB/s", cost_unit="CPU s/GB")
 
 
 def _measure(parameters: ThroughputParameters) -> Measure[TrafficClient]:
@@ -162,7 +156,7 @@ def _run(options: argparse.Namespace) -> tuple[Record, str]:
     )
     parameters = ThroughputParameters(rounds=options.rounds, generator=options.generator, **sizes)
     record = run_throughput(chosen_pairs(options), parameters)
-    return record, throughput_markdown(record)
+    return record, record_markdown(record)
 
 
 THROUGHPUT = Benchmark(

@@ -24,12 +24,12 @@ from dataclasses import asdict, dataclass, replace
 
 from bench.children import cpu_seconds_each, wait_until
 from bench.command import Benchmark
-from bench.figures import figures_markdown
 from bench.generator import CONNECT_S, GRACE_S, Generator, Program, Service
 from bench.host import Host
 from bench.pairs import Kind, Running, Site
 from bench.pairs.qproxy import QProxy, gateway_events
 from bench.record import Figure, Record
+from bench.record_report import record_markdown
 from bench.rounds import Bench, CpuMeter, Measure, run_rounds, utc_now
 
 _WARM_UP = 50
@@ -216,7 +216,7 @@ def busiest_values(used_s: list[float], work: float, seconds: float) -> dict[str
 def _run(options: argparse.Namespace) -> tuple[Record, str]:
     parameters = replace(QUICK if options.quick else WorkersParameters(), rounds=options.rounds)
     record = run_workers(parameters)
-    return record, figures_markdown(record)
+    return record, record_markdown(record)
 
 
 WORKERS = Benchmark("workers", "two workers over one, in work that keeps CPUs busy", 5, _run)

@@ -3,11 +3,11 @@ import json
 import pytest
 
 from bench.connections import ConnectionsParameters, run_connections
-from bench.figures import figures_markdown
 from bench.latency import LatencyParameters, Pace, add_differences, run_latency
 from bench.pairs import Kind
 from bench.pairs.direct import Direct
 from bench.record import Figure, Record, Row, Sample
+from bench.record_report import record_markdown
 from tests.bench.helpers import HOST, FakePair
 
 SMALL = LatencyParameters(
@@ -34,7 +34,7 @@ def test_latency_has_a_sample_for_every_size_and_pace_and_says_what_is_added() -
     assert by_row["one", "256 B, 500/s"]["count"] == 20
     assert by_row["one", "256 B, 500/s"]["unanswered"] == 0
     json.loads(record.to_json())
-    assert "added p99.9" in figures_markdown(record)
+    assert "added p99.9" in record_markdown(record)
 
 
 def test_without_the_direct_path_nothing_is_said_to_be_added() -> None:
@@ -77,6 +77,8 @@ def test_the_best_peer_is_the_one_with_less_where_less_is_better() -> None:
     summary = json.loads(record.to_json())["summary"]
     assert summary["best_peers"] == {"case": {"p50_us": "a", "per_s": "b"}}
     assert {ratio["value"] for ratio in summary["ratios"]} == {"p50_us", "per_s"}
-    page = figures_markdown(record)
-    (line,) = (line for line in page.splitlines() if line.startswith("| ours ÷ best peer |"))
-    assert [cell.split()[-1] for cell in line.split("|")[2:4]] == ["a", "b"]
+    (line,) = (line for line in record_markdown(record).splitlines() if line.startswith("| ours"))
+    assert [cell.split()[0] for cell in line.strip("| ").split(" | ")[1:]] == [
+        *("2", "2.00"),
+        *("2", "0.67"),
+    ]

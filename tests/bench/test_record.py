@@ -5,7 +5,7 @@ import pytest
 
 from bench.pairs import Kind
 from bench.record import FORMAT, Row
-from bench.throughput import throughput_markdown
+from bench.record_report import record_markdown
 from tests.bench.helpers import make_record
 
 KINDS = {"qproxy": Kind.SUBJECT, "slow": Kind.PEER, "fast": Kind.PEER, "direct": Kind.LIMIT}
@@ -83,11 +83,11 @@ def test_the_page_names_what_was_skipped_and_what_failed() -> None:
     record = make_record(SPEEDS, KINDS)
     record.rows.append(Row("gone", Kind.PEER, skipped="gone is not installed"))
     record.rows[1].failed = "round 3: did not get ready"
-    page = throughput_markdown(record)
+    page = record_markdown(record)
     assert "- gone: skipped, gone is not installed" in page
     assert "slow failed: round 3: did not get ready" in page
-    assert "| fast (best peer) | 115 | 110 to 230 | 1.50 | 1.50 to 1.50 |" in page
-    assert "| qproxy ÷ fast | 1.09 | 1.04 to 1.13 | 1.00 | 1.00 to 1.00 |" in page
+    assert "| fast | 115 (110 to 230) | best peer |" in page
+    assert "| qproxy | 130 (120 to 240) | 1.09 (1.04 to 1.13) |" in page
 
 
 def test_writing_makes_the_directory(tmp_path) -> None:

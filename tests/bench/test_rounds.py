@@ -3,8 +3,9 @@ from dataclasses import replace
 from bench.generator import BLOCKING
 from bench.pairs import Kind
 from bench.record import Record
+from bench.record_report import record_markdown
 from bench.rounds import Bench, run_rounds
-from bench.throughput import ThroughputParameters, run_throughput, throughput_markdown
+from bench.throughput import ThroughputParameters, run_throughput
 from tests.bench.helpers import HOST, UNITS, FakePair, SleepingPair
 
 SMALL = ThroughputParameters(
@@ -54,7 +55,7 @@ def test_a_missing_pair_is_skipped_by_name_and_the_others_are_measured(capsys) -
     assert record.rows[0].skipped == "gone is not installed"
     assert record.rows[0].failed is None
     assert "gone: skipped, gone is not installed" in capsys.readouterr().err
-    assert "gone: skipped" in throughput_markdown(record)
+    assert "gone: skipped" in record_markdown(record)
 
 
 def test_a_pair_that_fails_is_dropped_and_keeps_the_samples_it_has() -> None:

@@ -95,7 +95,7 @@ def many(pair: GatewayPair, backend: Backend, count: int = MANY) -> Iterator[lis
 @pytest.fixture
 def pair(make_pair: MakePair) -> GatewayPair:
     """Two workers at both ends."""
-    pair = make_pair(config_a=workers(2), config_b=workers(2))
+    pair = make_pair(kme=False, config_a=workers(2), config_b=workers(2))
     for gateway in (pair.a, pair.b):
         until(gateway, "every worker is ready", all_ready)
     return pair
@@ -177,6 +177,21 @@ def test_the_death_of_one_worker_takes_its_own_streams_alone(
             pair.a, "all are counted", lambda s: s["listeners"][0]["connections_open"] == MANY
         )
         assert min(worker["connections_open"] for worker in found["workers"]) > 0
+
+
+def test_every_epoch_finds_its_keys_whichever_workers_a_tunnel_joins(make_pair: MakePair) -> None:
+    peer = {"tunnels": 2, "rekey": {"interval_s": 0.5}}
+    pair = make_pair(config_a=workers(2), config_b=workers(2), peer=peer)
+    for gateway in (pair.a, pair.b):
+        until(gateway, "every worker is ready", all_ready)
+        found = until(gateway, "epochs", lambda s: s["peers"][0]["epochs"]["hybrid"] >= 24)
+        (other,) = found["peers"]
+        assert other["mode"] == "hybrid"
+        assert other["epochs"]["classical-only"] == 0
+        assert other["epoch_failures"] == []
+        assert sorted(tunnel["worker"] for tunnel in other["tunnels"]) == [0, 0, 1, 1]
+        assert {tunnel["qkd"] for tunnel in other["tunnels"]} == {"fresh"}
+    assert not pair.a.find("peer_restarted")
 
 
 def test_sigterm_drains_every_worker(make_pair: MakePair, backend: Backend) -> None:

@@ -132,8 +132,8 @@ class TunnelConfig:
     peer_timeout_s: float = 45.0
     max_tunnels: int = 64
     max_streams_per_tunnel: int = 16_384
-    max_stream_window_bytes: int = 8 * MIB
-    max_session_window_bytes: int = 32 * MIB
+    max_stream_window_bytes: int = 24 * MIB
+    max_session_window_bytes: int = 64 * MIB
     unsafe_allow_classical_group: bool = False
     unsafe_core_dumps: bool = False
 

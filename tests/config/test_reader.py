@@ -333,7 +333,7 @@ def changed(old, new):
          "no tunnel.listen", "add address here"),
         (MINIMAL + "tunnel: {ping_interval_s: 45}\n", 14, "tunnel.peer_timeout_s",
          "more than ping_interval_s (45)", None),
-        (MINIMAL + "tunnel: {max_stream_window_bytes: 32MiB}\n", 14,
+        (MINIMAL + "tunnel: {max_stream_window_bytes: 64MiB}\n", 14,
          "tunnel.max_session_window_bytes", "more than max_stream_window_bytes", "slow stream"),
         (MINIMAL + "listeners: {w: {listen: '0.0.0.0:1', peer: gw-b, service: w}}\n", 14,
          "listeners.w.listen", "loopback", "unsafe_allow_remote_plaintext: true"),

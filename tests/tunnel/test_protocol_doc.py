@@ -14,13 +14,17 @@ from qproxy.errors import WIRE_CODES, Reason, RemoteProtocolError, public_reason
 from qproxy.tunnel import (
     announce,
     constants,
+    credit,
     frames,
     messages,
+    pace,
     reauth,
     records_out,
+    session,
     settings,
     states,
     timers,
+    turns,
 )
 from qproxy.tunnel.settings import Role
 from tests.tunnel.adversary import inject_frame
@@ -207,6 +211,21 @@ def test_every_local_limit_is_listed_with_its_default():
     assert f"After {timers._END_TIMEOUT_S:g} seconds without the peer's END" in TEXT
     kept = records.MAX_RECORDS_PER_KEY - records_out.MAX_DATA_RECORDS_PER_KEY
     assert f"The last {kept:,} records under a key" in section("Failures")
+
+
+def test_every_number_of_flow_control_is_listed():
+    listed = {row[0]: float(row[1].replace(",", "")) for row in rows(section("Flow control"))[2:]}
+    code = {
+        name: value
+        for module in (credit, session, pace, turns, records_out)
+        for name, value in vars(module).items()
+        if name in listed
+    }
+    assert listed == code
+    for module in (credit, pace, turns):
+        own = Path(module.__file__).read_text(encoding="utf-8")
+        public = set(re.findall(r"^([A-Z][A-Z_]+) = ", own, re.MULTILINE))
+        assert public - set(listed) <= {"ASSUMED_ROUND_TRIP_S", "SMALL_BYTES"}
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ FETCHING: Final = (
     "oldest-get",
     "oldest-post",
 )
+#: Length from which on two keys are never alike by chance, in bits.
+_LONG_BITS: Final = 128
 _BY_POST: Final = tolerated("goes over to POST")
 _INVENTED: Final = deviates(
     "answered 200 where there is no such key",
@@ -170,6 +172,8 @@ def key_values(seen: Evidence) -> Outcome:
             "a key is not in canonical base64 (RFC 4648 clause 4)",
             refused(Reason.KME_INVALID_RESPONSE, "nothing of such an answer is used"),
         )
+    # Shorter ones may be alike, or zero, by chance.
+    keys = [key for key in keys if (key.size_bits or 0) >= _LONG_BITS]
     if any(key.all_zero for key in keys):
         return deviates("a key is all zero", refused(Reason.KEY_INVALID, "such a key is no key"))
     if len({key.digest for key in keys}) < len(keys):

@@ -99,7 +99,7 @@ def _worker_text(worker: Mapping[str, Any]) -> str:
     return (
         f"worker {worker['number']}{process}: {worker['state']}{up}, "
         f"tunnels {worker['tunnels']}, streams {worker['streams_open']}, "
-        f"connections {worker['connections_open']}, started {worker['starts']} times"
+        f"connections {worker['connections_open']}, starts {worker['starts']}"
     )
 
 

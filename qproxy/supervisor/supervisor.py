@@ -115,6 +115,7 @@ class Supervisor:
         self._changed = trio.Event()
         self._placing = Placing(workers)
         self._held = trio.Semaphore(MAX_HELD_TUNNELS)
+        self._reloading = trio.Lock()
         self.slots = [
             Slot(
                 number,
@@ -245,7 +246,13 @@ class Supervisor:
 
     async def _reload(self) -> None:
         """All workers load and check; then all take into use what they loaded, or none."""
-        await compare_with_file(self._config, self._log)
+        async with self._reloading:
+            if self._draining:
+                return
+            await compare_with_file(self._config, self._log)
+            await self._reload_workers()
+
+    async def _reload_workers(self) -> None:
         asked = [slot for slot in self.slots if slot.state is WorkerState.RUNNING]
         answers: dict[int, dict[str, Any] | None] = {}
 

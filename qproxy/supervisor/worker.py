@@ -50,7 +50,7 @@ async def run_worker(descriptor: int) -> None:
         QproxyError: see :func:`~qproxy.runtime.gateway.run_gateway`.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor says when to reload
-    channel = Channel(socket.socket(fileno=descriptor))
+    channel = Channel(_inherited(descriptor))
     _end_with_supervisor(descriptor)
     frame = await channel.receive()
     if frame is None:
@@ -129,9 +129,7 @@ class _Worker:
     def _open_listener(self, name: str) -> list[socket.socket]:
         descriptor = self._setup.shared.get(name)
         if descriptor is not None:
-            inherited = socket.socket(fileno=descriptor)
-            inherited.setblocking(False)
-            return [inherited]
+            return [_inherited(descriptor)]
         return open_listeners(self._setup.config.listeners[name].listen, reuse_port=True)
 
     async def _serve(self, gateway: Gateway, reloader: Reloader) -> None:
@@ -216,6 +214,14 @@ class _Worker:
         # Where the supervisor does not listen there is nobody to tell.
         with contextlib.suppress(ChannelError):
             self._channel.send({"kind": kind, **fields})
+
+
+def _inherited(descriptor: int) -> socket.socket:
+    """A socket that the supervisor left us, and that no child of ours is to get. Raises OSError."""
+    sock = socket.socket(fileno=descriptor)
+    sock.set_inheritable(False)
+    sock.setblocking(False)
+    return sock
 
 
 def _process_facts() -> ProcessFacts:

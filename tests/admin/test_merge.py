@@ -213,7 +213,7 @@ def test_people_see_every_worker_and_where_each_tunnel_is():
     text = "\n".join(status_lines(document(made.WORKERS)))
     assert "worker 0 (process 4711): running for 1 h 23 min, tunnels 1" in text
     assert "audit /var/lib/qproxy/audit-w0.jsonl: 512 records" in text
-    assert "worker 1: waiting, tunnels 0, streams 0, connections 0, started 4 times" in text
+    assert "worker 1: waiting, tunnels 0, streams 0, connections 0, starts 4" in text
     assert "!! worker 2: gw-b: no usable tunnel" in text
     assert "tunnel in worker 0, dialled here" in text
     # A gateway from before there were workers.

@@ -153,7 +153,7 @@ def verdict_line(report: Report) -> str:
     """What it comes to."""
     if report.unusable:
         names = ", ".join(dict.fromkeys(finding.check.name for finding in report.unusable))
-        return f"not fit for qproxy as it is: {names}"
+        return f"to be put right before use: {names}"
     if report.deviations:
         return "usable: qproxy tolerates every deviation"
     return "conforms in everything that was tried"

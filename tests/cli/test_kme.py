@@ -102,7 +102,7 @@ def test_a_kme_that_refuses_us_is_1(room, capsys):
     assert code == 1
     assert "DEVIATES  GET status gives a status [5.2]" in said.out
     assert "qproxy: link down (kme_unauthorized)" in said.out
-    assert said.out.splitlines()[-1] == "not fit for qproxy as it is: status-answers"
+    assert said.out.splitlines()[-1] == "to be put right before use: status-answers"
 
 
 def test_the_same_end_twice_is_one_end(room, capsys):

@@ -19,7 +19,7 @@ from bench.generator import Program
 from bench.host import cpu_times, load_average
 from bench.pairs import ProxyPair, Running, Site
 from bench.pairs.base import LOOPBACK
-from bench.path import FAR_HOST, PATH_HOST, PathSettings, limit_windows, set_tcp_buffers
+from bench.path import FAR_HOST, PATH_HOST, PathSettings, limit_windows, set_tcp
 from bench.progress import bar
 from bench.record import Record, Row, Sample
 from bench.rounds import progress, utc_now
@@ -167,7 +167,7 @@ def delayed_path(settings: PathSettings | None) -> Iterator[tuple[str, str, list
     if settings is None:
         yield LOOPBACK, LOOPBACK, []
         return
-    set_tcp_buffers()
+    set_tcp(settings.congestion_control)
     arguments = ["--round-trip-ms", f"{settings.round_trip_ms:g}"]
     arguments += ["--megabits", f"{settings.megabits_per_s:g}"]
     arguments += ["--queue-ms", f"{settings.queue_ms:g}"]

@@ -21,12 +21,12 @@ from bench.command import Benchmark, add_pair_option, chosen_pairs
 from bench.delayed import DelayedBench, DelayedMeasure, percentiles, run_delayed
 from bench.host import Host
 from bench.pairs import ProxyPair
-from bench.path import PathSettings, congestion_control
+from bench.path import CONGESTION_CONTROL, PathSettings
 from bench.record import Figure, Record
 from bench.record_report import record_markdown
 from bench.rounds import progress, utc_now
 from bench.throughput import DIRECTIONS
-from bench.wan import add_round_trip_option, inside, lead_of, one_subject
+from bench.wan import add_path_options, inside, lead_of, one_subject
 
 _NAME = "fairness"
 FIGURES = (
@@ -48,6 +48,7 @@ class FairnessParameters:
         round_trips_ms: of the delayed paths; loopback comes first, always.
         megabits_per_s: of the paths.
         queue_ms: of the paths; their windows keep it empty.
+        congestion_control: TCP's on the paths.
         small_s: how long small requests are sent, each time.
         lead_s: how long bulk runs before small requests beside it, and 15 round trips more.
     """
@@ -56,6 +57,7 @@ class FairnessParameters:
     round_trips_ms: tuple[float, ...] = (100.0,)
     megabits_per_s: float = 1000.0
     queue_ms: float = 50.0
+    congestion_control: str = CONGESTION_CONTROL
     small_s: float = 6.0
     lead_s: float = 1.0
 
@@ -63,7 +65,13 @@ class FairnessParameters:
     def paths(self) -> list[PathSettings]:
         """The delayed ones."""
         return [
-            PathSettings(round_trip_ms, self.megabits_per_s, self.queue_ms, window=True)
+            PathSettings(
+                round_trip_ms,
+                self.megabits_per_s,
+                self.queue_ms,
+                self.congestion_control,
+                window=True,
+            )
             for round_trip_ms in self.round_trips_ms
         ]
 
@@ -89,7 +97,6 @@ def new_record(parameters: FairnessParameters) -> Record:
         parameters={
             **asdict(parameters),
             "round_trips_ms": ", ".join(f"{each:g}" for each in parameters.round_trips_ms),
-            "congestion_control": congestion_control(),
             "path_tools": namespace.tools(),
         },
         value="p99_ms",
@@ -125,6 +132,7 @@ def measure(parameters: FairnessParameters) -> DelayedMeasure:
 def _run(options: argparse.Namespace) -> tuple[Record, str]:
     parameters = FairnessParameters(
         rounds=options.rounds,
+        congestion_control=options.congestion_control,
         round_trips_ms=tuple(options.round_trips_ms or FairnessParameters().round_trips_ms),
         small_s=1.0 if options.quick else FairnessParameters().small_s,
     )
@@ -134,7 +142,7 @@ def _run(options: argparse.Namespace) -> tuple[Record, str]:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     add_pair_option(parser)
-    add_round_trip_option(parser)
+    add_path_options(parser)
 
 
 FAIRNESS = Benchmark(

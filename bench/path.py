@@ -38,6 +38,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.stats import BenchError
+
 #: Where the far side listens, and where the near side reaches it through the path.
 FAR_HOST = "10.77.1.1"
 PATH_HOST = "10.77.1.2"
@@ -45,6 +47,9 @@ PATH_HOST = "10.77.1.2"
 _NEAR_HOST = "10.77.0.1"
 _NEAR_SEEN = "10.77.0.2"
 DEVICE = "wan0"
+#: Linux's own. BBR would stop nearly all traffic for 0.2 s every 10 s to look at the round trip,
+#: and small requests would show that and little else.
+CONGESTION_CONTROL = "cubic"
 #: Most bytes TCP may have under way on a connection. Debian's 4 MiB cannot fill 100 ms at 1 Gbit/s
 #: whatever runs on top.
 MAX_TCP_BUFFER_BYTES = 64 * 1024 * 1024
@@ -77,12 +82,14 @@ class PathSettings:
         round_trip_ms: both ways' delays together.
         megabits_per_s: rate of each way, as on the line: with headers.
         queue_ms: a packet that would wait longer for its turn is dropped.
+        congestion_control: TCP's algorithm on it; "" for the machine's own.
         window: no connection has more under way than fits on the path (see :func:`limit_windows`).
     """
 
     round_trip_ms: float
     megabits_per_s: float = 1000.0
     queue_ms: float = 20.0
+    congestion_control: str = CONGESTION_CONTROL
     window: bool = False
 
     @property
@@ -165,8 +172,22 @@ def open_device() -> int:
     return descriptor
 
 
-def set_tcp_buffers() -> None:
-    """Let TCP have as much under way as long paths need; a matter of this namespace alone."""
+def set_tcp(algorithm: str) -> None:
+    """Let TCP have as much under way as long paths need, and say how it controls congestion.
+
+    Both are matters of this namespace alone.
+
+    Args:
+        algorithm: of congestion control; "" leaves it as it is.
+
+    Raises:
+        BenchError: the kernel does not have it.
+    """
+    if algorithm:
+        try:
+            (_NET_SETTINGS / "tcp_congestion_control").write_text(algorithm)
+        except OSError as error:
+            raise BenchError(f"congestion control {algorithm}: {error.strerror}") from None
     (_NET_SETTINGS / "tcp_rmem").write_text(f"4096 131072 {MAX_TCP_BUFFER_BYTES}")
     (_NET_SETTINGS / "tcp_wmem").write_text(f"4096 16384 {MAX_TCP_BUFFER_BYTES}")
     # A connection must not start with what an earlier one learned.
@@ -214,9 +235,17 @@ def _await_metrics() -> None:
     raise OSError("the kernel keeps no metrics of the path")
 
 
-def congestion_control() -> str:
-    """The algorithm that TCP uses here."""
-    return (_NET_SETTINGS / "tcp_congestion_control").read_text().strip()
+def run_before_others() -> bool:
+    """Ask to be run at once whenever there is something to do: a line waits for no CPU.
+
+    Returns:
+        Whether it is so; it takes root.
+    """
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except PermissionError:
+        return False
+    return True
 
 
 class Reflector:
@@ -225,6 +254,10 @@ class Reflector:
     Args:
         device: descriptor of the TUN device, non-blocking.
         settings: of the path.
+
+    Attributes:
+        packets: taken in so far.
+        latest_s: how late any of them was handed over, at most.
     """
 
     def __init__(self, device: int, settings: PathSettings) -> None:
@@ -233,6 +266,7 @@ class Reflector:
         numbers = (settings.round_trip_ms / 2000, rate, settings.queue_ms / 1000)
         self.lines = (DelayLine(*numbers), DelayLine(*numbers))
         self.packets = 0
+        self.latest_s = 0.0
 
     def run(self, control: int) -> None:
         """Serve until a descriptor has something to read or ends."""
@@ -250,6 +284,8 @@ class Reflector:
         """Hand over what has arrived. Returns when the next packet does."""
         next_at = float("inf")
         for line in self.lines:
+            if line.next_at is not None:
+                self.latest_s = max(self.latest_s, now - line.next_at)
             while (packet := line.pop(now)) is not None:
                 os.write(self._device, packet)
             if line.next_at is not None:
@@ -291,12 +327,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     settings = PathSettings(options.round_trip_ms, options.megabits, options.queue_ms)
     reflector = Reflector(open_device(), settings)
+    first = run_before_others()
     print("ready", flush=True)
     reflector.run(sys.stdin.fileno())
     report = {
         "packets": reflector.packets,
         "dropped": sum(line.dropped for line in reflector.lines),
         "longest_wait_ms": 1000 * max(line.longest_wait_s for line in reflector.lines),
+        "latest_ms": 1000 * reflector.latest_s,
+        "run_before_others": first,
     }
     print(json.dumps(report), flush=True)
 

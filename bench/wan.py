@@ -23,7 +23,7 @@ from bench.command import Benchmark, add_pair_option, chosen_pairs, positive
 from bench.delayed import DelayedBench, DelayedMeasure, percentiles, run_delayed
 from bench.host import Host
 from bench.pairs import Kind, ProxyPair
-from bench.path import PathSettings, congestion_control
+from bench.path import CONGESTION_CONTROL, PathSettings
 from bench.record import Figure, Record, Row
 from bench.record_report import record_markdown
 from bench.rounds import progress, utc_now
@@ -50,6 +50,7 @@ class WanParameters:
         round_trips_ms: of the paths.
         megabits_per_s: of the paths.
         queue_ms: of the paths.
+        congestion_control: TCP's on the paths.
         bulk_s: how long a transfer sends.
         small_s: how long small requests are sent.
         lead_s: how long bulk runs before small requests beside it, and 15 round trips more.
@@ -59,6 +60,7 @@ class WanParameters:
     round_trips_ms: tuple[float, ...] = (5.0, 30.0, 100.0)
     megabits_per_s: float = 1000.0
     queue_ms: float = 20.0
+    congestion_control: str = CONGESTION_CONTROL
     bulk_s: float = 6.0
     small_s: float = 4.0
     lead_s: float = 1.0
@@ -67,7 +69,7 @@ class WanParameters:
     def paths(self) -> list[PathSettings]:
         """One for each round trip."""
         return [
-            PathSettings(round_trip_ms, self.megabits_per_s, self.queue_ms)
+            PathSettings(round_trip_ms, self.megabits_per_s, self.queue_ms, self.congestion_control)
             for round_trip_ms in self.round_trips_ms
         ]
 
@@ -105,7 +107,6 @@ def new_record(parameters: WanParameters) -> Record:
         parameters={
             **asdict(parameters),
             "round_trips_ms": ", ".join(f"{each:g}" for each in parameters.round_trips_ms),
-            "congestion_control": congestion_control(),
             "path_tools": namespace.tools(),
         },
         value="mb_per_s",
@@ -154,11 +155,12 @@ def lead_of(path: PathSettings | None, lead_s: float) -> float:
 
 def _run(options: argparse.Namespace) -> tuple[Record, str]:
     usual = WanParameters()
-    quick_paths = (30.0,) if options.quick else usual.round_trips_ms
+    quick_paths = (100.0,) if options.quick else usual.round_trips_ms
     parameters = WanParameters(
         rounds=options.rounds,
+        congestion_control=options.congestion_control,
         round_trips_ms=tuple(options.round_trips_ms or quick_paths),
-        bulk_s=2.0 if options.quick else usual.bulk_s,
+        bulk_s=3.0 if options.quick else usual.bulk_s,
         small_s=1.0 if options.quick else usual.small_s,
     )
     record = run_wan(one_subject(options), parameters)
@@ -174,8 +176,14 @@ def one_subject(options: argparse.Namespace) -> list[ProxyPair]:
     return [pair for pair in pairs if pair not in subjects[1:]]
 
 
-def add_round_trip_option(parser: argparse.ArgumentParser) -> None:
-    """``--round-trip MS``, again and again."""
+def add_path_options(parser: argparse.ArgumentParser) -> None:
+    """``--round-trip MS``, again and again, and ``--congestion-control``."""
+    parser.add_argument(
+        "--congestion-control",
+        default=CONGESTION_CONTROL,
+        metavar="NAME",
+        help="TCP's on the paths, such as bbr (default: %(default)s)",
+    )
     parser.add_argument(
         "--round-trip",
         action="append",
@@ -188,7 +196,7 @@ def add_round_trip_option(parser: argparse.ArgumentParser) -> None:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     add_pair_option(parser)
-    add_round_trip_option(parser)
+    add_path_options(parser)
 
 
 WAN = Benchmark(

@@ -3,7 +3,9 @@ import struct
 
 import pytest
 
+from bench import path as path_module
 from bench.path import DelayLine, PathSettings, direction, exchange_addresses
+from bench.stats import BenchError
 
 FRAME = 1538 / 1448
 
@@ -99,3 +101,21 @@ def test_what_is_not_for_either_side_goes_nowhere(stray: bytes) -> None:
 
 def test_a_path_carries_less_than_its_rate_because_of_headers() -> None:
     assert PathSettings(100.0).payload_mb_per_s == pytest.approx(117.7, abs=0.1)
+
+
+def test_an_algorithm_that_the_kernel_lacks_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(path_module, "_NET_SETTINGS", tmp_path / "missing")
+    with pytest.raises(BenchError, match="congestion control vegas"):
+        path_module.set_tcp("vegas")
+
+
+def test_buffers_and_algorithm_are_set(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(path_module, "_NET_SETTINGS", tmp_path)
+    path_module.set_tcp("cubic")
+    written = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert written == {
+        "tcp_congestion_control": "cubic",
+        "tcp_rmem": "4096 131072 67108864",
+        "tcp_wmem": "4096 16384 67108864",
+        "tcp_no_metrics_save": "1",
+    }

@@ -36,6 +36,9 @@ ENOUGH = 3
 #: Share of the session's window that all streams' windows may grow to together: the rest is for
 #: the initial credit of streams that have not shown yet what they need.
 BUDGET_SHARE = 0.75
+#: A reader that takes no more than this share of what waits for it, from one survey to the next, is
+#: as good as none: one byte now and then does not make a stream alive.
+IDLE_SHARE = 1 / 16
 #: With less than this share of the session's window open to the peer, credit that came back is
 #: announced at once ...
 SHORT_SHARE = 0.125
@@ -161,7 +164,7 @@ class StreamCredit(ReceiveCredit):
     """What we let the peer send on one stream, with a window that follows the need.
 
     Attributes:
-        idle_surveys: how many surveys in a row have found that nothing was handed on.
+        idle_surveys: how many surveys in a row have found that next to nothing was handed on.
     """
 
     __slots__ = ("_budget", "_large", "_max_window", "_span_at", "_span_from", "_surveyed",
@@ -203,8 +206,9 @@ class StreamCredit(ReceiveCredit):
 
     def survey(self) -> None:
         """Called from time to time: a window that nobody uses halves."""
-        if self.consumed != self._surveyed:
-            self._surveyed = self.consumed
+        taken = self.consumed - self._surveyed
+        self._surveyed = self.consumed
+        if taken > IDLE_SHARE * self.unread:
             self.idle_surveys = 0
             return
         self.idle_surveys += 1

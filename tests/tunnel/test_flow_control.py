@@ -12,7 +12,7 @@ import pytest
 
 from qproxy.errors import Reason
 from qproxy.tunnel.constants import INITIAL_STREAM_CREDIT_BYTES
-from qproxy.tunnel.credit import BUDGET_SHARE, MIN_ROUND_TRIP_S
+from qproxy.tunnel.credit import BUDGET_SHARE, MIN_ROUND_TRIP_S, StreamCredit, WindowBudget
 from qproxy.tunnel.events import CreditAvailable, StreamReset
 from qproxy.tunnel.frames import MAX_PAYLOAD_BYTES, FrameType
 from qproxy.tunnel.pace import (
@@ -385,7 +385,7 @@ def test_where_memory_is_short_what_nobody_reads_is_shed() -> None:
     # One of them is slow, not deaf.
     slow = streams[0]
     for _ in range(IDLE_SURVEYS + 1):
-        pair.server.data_consumed(slow, 100, pair.now)
+        pair.server.data_consumed(slow, 10_000, pair.now)
         survey(pair, 1)
     shed = {event.stream_id for event in pair.of(Role.SERVER, StreamReset)}
     assert shed
@@ -396,6 +396,18 @@ def test_where_memory_is_short_what_nobody_reads_is_shed() -> None:
     assert pair.server.session.unread <= RELIEVED_SHARE * limit
     assert any(event.stream_id is None for event in pair.of(Role.CLIENT, CreditAvailable))
     assert pair.client.sendable(late) > 0
+
+
+def test_a_byte_now_and_then_does_not_make_a_stream_alive() -> None:
+    credit = StreamCredit(MIB, WindowBudget(64 * MIB), 0.0)
+    credit.on_received(100_000)
+    for surveys in range(1, 4):
+        credit.on_consumed(1, 0.0, 0.01)
+        credit.survey()
+        assert credit.idle_surveys == surveys
+    credit.on_consumed(10_000, 0.0, 0.01)
+    credit.survey()
+    assert credit.idle_surveys == 0
 
 
 def test_nothing_is_shed_while_there_is_memory() -> None:

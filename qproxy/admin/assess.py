@@ -16,6 +16,7 @@ from typing import Final
 from qproxy.admin.status import (
     AuditStatus,
     GatewayStatus,
+    KeySourceStatus,
     LinkStatus,
     ListenerStatus,
     PeerStatus,
@@ -29,7 +30,7 @@ from qproxy.admin.status import (
 )
 from qproxy.config.model import OnAuditFailure
 from qproxy.errors import Reason
-from qproxy.keys import KeyNature
+from qproxy.keys import KeyNature, SourceKind
 from qproxy.modes import Mode, Policy
 from qproxy.quantum.health import LinkState
 
@@ -37,6 +38,8 @@ from qproxy.quantum.health import LinkState
 RECENT_S: Final = 60.0
 #: How long the first word from a key source may take before its absence is worth one, in seconds.
 SETTLING_S: Final = 10.0
+#: Keys left in a pad that are worth one: sixteen hours' worth, at one a minute.
+LOW_PAD_KEYS: Final = 1000
 #: Part of ``max_without_qkd_s`` that is left when an old QKD key is worth one.
 OLD_KEY_SHARE: Final = 0.5
 
@@ -261,9 +264,43 @@ _QKD_WORDS: Final = {
 def _key_warnings(peer: PeerStatus) -> Iterator[Finding]:
     if peer.link is not None and peer.policy.effective is not Policy.OFF:
         yield from _link_warnings(peer, peer.link)
+        if len(peer.sources) > 1:
+            for source in peer.sources:
+                yield from _source_warnings(peer, source)
         if peer.stock is not None:
             yield from _stock_warnings(peer, peer.stock)
+    for source in peer.sources:
+        if source.failing_kmes:
+            left_out = ", ".join(source.failing_kmes)
+            yield _finding(peer, None, f"key source {source.name} does without KME {left_out}")
+    for source in peer.sources:
+        yield from _pad_warnings(peer, source)
     yield from _nature_warnings(peer)
+
+
+def _source_warnings(peer: PeerStatus, source: KeySourceStatus) -> Iterator[Finding]:
+    """One of several sources: the others may hide what is wrong with it."""
+    link = source.link
+    settling = link.reason is Reason.INITIAL and link.age_s < SETTLING_S
+    if link.state is not LinkState.HEALTHY and not settling:
+        yield _finding(
+            peer,
+            link.reason,
+            f"key source {source.name} ({source.path}) {link.state}"
+            f" for {format_duration(link.age_s)}: {link.reason}",
+        )
+
+
+def _pad_warnings(peer: PeerStatus, source: KeySourceStatus) -> Iterator[Finding]:
+    """A pad is not made anew by itself: say in time that another must be carried over."""
+    left = source.link.stored_keys
+    if source.kind != SourceKind.FILE or left is None or left >= LOW_PAD_KEYS:
+        return
+    use = source.stock.use_keys_per_s
+    lasts = f", for {format_duration(left / use)} at this use" if use > 0 else ""
+    yield _finding(
+        peer, Reason.KEYS_EXHAUSTED, f"the pad of {source.name} has {left} keys left{lasts}"
+    )
 
 
 def _nature_warnings(peer: PeerStatus) -> Iterator[Finding]:

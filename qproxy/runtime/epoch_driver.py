@@ -299,6 +299,7 @@ class EpochDriver:
         if decision.action is Action.OFFER and decision.mode is not None:
             if self._is_pointless(wish, decision, plan):
                 self._wish = self._rejected = None
+                self._barred.clear()
                 self._failures = 0
                 self._hurried = False
                 return
@@ -315,14 +316,14 @@ class EpochDriver:
 
     def _plan(self, wish: Reason | None = None) -> Plan:
         """What a hybrid epoch would be made from; with a wish it may use up a trial."""
-        # A trial is for an epoch that nothing else asks for, or for want of anything better.
+        # What must be renewed at once is no occasion for trying out a source that may fail.
         return self._quantum.plan(
             trio.current_time(),
             running=None if self._mode is None else self._paths,
             barred=self._barred,
             spend_stock=self._policy() is Policy.REQUIRE,
             may_try=wish is not None,
-            widen=wish is Reason.LINK_CHANGE,
+            widen=wish in {Reason.LINK_CHANGE, Reason.REKEY_INTERVAL},
         )
 
     def _situation(self, plan: Plan, wish: Reason | None = None) -> Situation:

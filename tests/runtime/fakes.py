@@ -13,9 +13,15 @@ from qproxy.sources.base import SourceStatus
 
 
 class FakeLink:
-    """What two fake sources share: a counter of keys, and what is wrong with it."""
+    """What two fake sources share: a counter of keys.
 
-    def __init__(self) -> None:
+    Attributes:
+        name: stands before every key ID.
+        next_number: of the next key.
+    """
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
         self.next_number = 0
 
 
@@ -28,6 +34,7 @@ class FakeSource:
         wrong_keys: keys come, but not those the other side has.
         stored: what the status says.
         id_suffix: stands behind every key ID.
+        most_keys: how many more it gives, or None for any number.
         given: IDs given out by ``get_keys``.
         redeemed: IDs given out by ``get_keys_by_id``.
     """
@@ -41,6 +48,7 @@ class FakeSource:
         self.qber: float | None = 0.01
         self.key_rate_bps: float | None = 100_000.0
         self.id_suffix = ""
+        self.most_keys: int | None = None
         self.given: list[str] = []
         self.redeemed: list[str] = []
         self.closed = False
@@ -64,7 +72,14 @@ class FakeSource:
 
     async def get_keys(self, number: int, size_bits: int) -> list[QkdKey]:
         await self._maybe_fail()
-        ids = [f"key-{self._link.next_number + offset}{self.id_suffix}" for offset in range(number)]
+        prefix = f"{self._link.name}-" if self._link.name else ""
+        if self.most_keys is not None:
+            if self.most_keys < 1:
+                raise KeySourceError(Reason.KEYS_EXHAUSTED, "as the test wants it")
+            number = min(number, self.most_keys)
+            self.most_keys -= number
+        first = self._link.next_number
+        ids = [f"{prefix}key-{first + offset}{self.id_suffix}" for offset in range(number)]
         self._link.next_number += number
         self.given += ids
         return [self._key(key_id, size_bits) for key_id in ids]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from qproxy.config.model import (
     RekeyConfig,
     ServiceConfig,
 )
+from qproxy.keys import source_label
 from qproxy.log import get_logger
 from qproxy.modes import Mode, Policy
 from qproxy.net.listen import accept, open_listeners
@@ -68,9 +69,17 @@ class GatewayPair:
 
     client: WatchedPeer
     server: WatchedPeer
-    client_source: FakeSource
-    server_source: FakeSource
+    client_sources: list[FakeSource]
+    server_sources: list[FakeSource]
     service_calls: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def client_source(self) -> FakeSource:
+        return self.client_sources[0]
+
+    @property
+    def server_source(self) -> FakeSource:
+        return self.server_sources[0]
 
     async def until(self, condition: Callable[[], bool], limit_s: float = 20.0) -> None:
         with trio.fail_after(limit_s):
@@ -108,6 +117,8 @@ async def gateway_pair(
     services: Mapping[str, ServiceConfig] | None = None,
     prepare: Callable[[FakeSource, FakeSource], None] = lambda _a, _b: None,
     tunnels: int = 1,
+    paths: Sequence[str] = ("",),
+    at_least: tuple[int, int] = (1, 1),
     **settings: Any,
 ) -> AsyncIterator[GatewayPair]:
     """Run two peers; the client dials the server. Ends everything on the way out.
@@ -119,11 +130,17 @@ async def gateway_pair(
         services: further ones that both offer.
         prepare: spoils the key sources before anything runs.
         tunnels: how many the client keeps.
+        paths: names of the key sources both have, each with a link of its own.
+        at_least: how many of them each side insists on.
         settings: of both cores.
     """
-    link = FakeLink()
-    sources = FakeSource("source-a", link), FakeSource("source-b", link)
-    prepare(*sources)
+    sources: tuple[list[FakeSource], list[FakeSource]] = [], []
+    for path in paths:
+        link, suffix = FakeLink(path), f"-{path}" if path else ""
+        for name, side in zip("ab", sources, strict=True):
+            side.append(FakeSource(f"source-{name}{suffix}", link))
+    prepare(sources[0][0], sources[1][0])
+    labels = tuple(source_label("etsi-qkd-014", path) for path in paths)
     listeners = open_listeners(TcpAddress("127.0.0.1", 0))
     host, port = listeners[0].getsockname()
     offered = dict(services or {})
@@ -139,6 +156,7 @@ async def gateway_pair(
             address=address,
             policy=policy,
             key_source="fake",
+            combine_at_least=at_least[0 if first else 1],
             rekey=RekeyConfig(
                 interval_s=settings.get("rekey_interval_s", 60.0),
                 max_age_s=settings.get("max_epoch_age_s", 600.0),
@@ -148,7 +166,10 @@ async def gateway_pair(
         log = get_logger("qproxy.test")
         quantum = QuantumSide(
             config,
-            [SourceInUse(sources[0 if first else 1], "etsi-qkd-014")],
+            [
+                SourceInUse(source, "etsi-qkd-014", path)
+                for source, path in zip(sources[0 if first else 1], paths, strict=True)
+            ],
             log,
             now=trio.current_time(),
         )
@@ -156,7 +177,7 @@ async def gateway_pair(
         return WatchedPeer(
             config,
             _gateway_config(local),
-            replace(base, policy=policy, **settings),
+            replace(base, policy=policy, key_sources=labels, **settings),
             quantum,
             tls=TunnelContexts(
                 client=tunnel_context(Role.CLIENT, local), server=tunnel_context(Role.SERVER, local)

@@ -27,8 +27,9 @@ def run_command(options: argparse.Namespace) -> ExitCode:
     if workers > 1:
         return _run_workers(config, workers, started)
     from qproxy.runtime.gateway import run_gateway  # noqa: PLC0415 - not before the file is right
+    from qproxy.runtime.loop import run  # noqa: PLC0415 - likewise
 
-    trio.run(partial(run_gateway, config, task_status=started))
+    run(partial(run_gateway, config, task_status=started))
     return ExitCode.DONE
 
 
@@ -47,12 +48,13 @@ def _run_workers(config: GatewayConfig, workers: int, started: _OnStart) -> Exit
 def worker_command(options: argparse.Namespace) -> int:
     """Be a worker of a gateway; only a supervisor calls this, with a channel to be inherited."""
     from qproxy.runtime.audit import AuditFailureError  # noqa: PLC0415 - needed by workers alone
+    from qproxy.runtime.loop import run  # noqa: PLC0415 - needed by workers alone
     from qproxy.supervisor.slot import AUDIT_EXIT_CODE  # noqa: PLC0415 - needed by workers alone
     from qproxy.supervisor.worker import run_worker  # noqa: PLC0415 - needed by workers alone
 
     code = int(ExitCode.DONE)
     try:
-        trio.run(run_worker, options.channel)
+        run(partial(run_worker, options.channel))
     except* AuditFailureError as group:
         for error in group.exceptions:
             print_error(str(error), getattr(error, "hint", None))

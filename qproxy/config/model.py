@@ -74,6 +74,7 @@ class NodeConfig:
             None for no such file.
         workers: Processes that carry traffic; 0 (`auto`) for one per CPU that is there for us.
         worker_timeout_s: Silence after which a worker counts as hung and is replaced.
+        busy_poll_us: How long to look for more traffic before sleeping, at most, in microseconds.
     """
 
     name: str
@@ -81,6 +82,7 @@ class NodeConfig:
     pid_file: Path | None = None
     workers: int = 1
     worker_timeout_s: float = 30.0
+    busy_poll_us: int = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

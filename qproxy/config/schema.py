@@ -134,6 +134,7 @@ _NODE = Section(
         "pid_file": NewFile("a file to write the process ID into"),
         "workers": WorkerCount(MAX_WORKERS),
         "worker_timeout_s": _seconds(1, 3600),
+        "busy_poll_us": Integer(0, 1000),
     },
 )
 

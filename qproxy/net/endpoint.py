@@ -5,8 +5,9 @@ Theory of operation
 
 An endpoint owns one non-blocking socket. ``try_receive_into`` and ``try_send`` never block and
 never suspend: they do what the kernel can do now and say how much that was. Only when nothing
-could be done does the caller await ``wait_receivable`` or ``wait_sendable``. A busy connection
-so never pays for trio's scheduler, and an idle one costs nothing.
+could be done does the caller wait: a task of trio's by ``wait_receivable`` or ``wait_sendable``;
+the data plane, which has no tasks, by ``watch``, after which the endpoint is waited for in no
+other way.
 
 How a connection ends is told apart, in both directions, because a proxy must hand it on:
 
@@ -41,6 +42,7 @@ from cryptography import x509
 from OpenSSL import SSL
 
 from qproxy.errors import LocalProtocolError, ProtocolError, QproxyError, Reason
+from qproxy.net.reactor import READABLE, WRITABLE, OnReady, Reactor, current_reactor
 from qproxy.tls.context import expect_server_name, verify_failure, verify_failure_detail
 
 #: Plaintext in one TLS record, in bytes (RFC 9846 §5.1). OpenSSL reads and writes no more at once.
@@ -81,7 +83,23 @@ class ConnectionLost(QproxyError):  # noqa: N818 - says what happened, not that 
 
 
 class Endpoint(Protocol):
-    """One end of a local connection. See this module's theory of operation."""
+    """One end of a local connection. See this module's theory of operation.
+
+    Attributes:
+        holds_data: it may hold received bytes that the kernel knows nothing of (TLS): where less
+            came than was asked for, there may be more all the same.
+    """
+
+    holds_data: bool
+
+    def watch(self, on_ready: OnReady) -> None:
+        """Have the reactor call this with every change, until the endpoint is closed.
+
+        Raises:
+            ConnectionLost: CLOSED.
+            OSError: the kernel cannot watch it.
+        """
+        ...
 
     def try_receive_into(self, buffer: memoryview) -> int | None:
         """Receive what is there, at most ``len(buffer)`` bytes, into a non-empty buffer.
@@ -157,15 +175,25 @@ class Endpoint(Protocol):
 class _SocketEndpoint:
     """What plain and TLS endpoints share: the socket, waiting for it, and closing it."""
 
-    __slots__ = ("_closed", "_eof_sent", "_socket")
+    __slots__ = ("_closed", "_eof_sent", "_reactor", "_socket")
+    holds_data = False
 
     def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
+        if sock.gettimeout() != 0.0:
+            sock.setblocking(False)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
         self._closed = False
         self._eof_sent = False
+        self._reactor: Reactor | None = None
+
+    def watch(self, on_ready: OnReady) -> None:
+        """See :meth:`Endpoint.watch`."""
+        self._check_open()
+        reactor = current_reactor()
+        reactor.watch(self._socket, on_ready)
+        self._reactor = reactor
 
     @property
     def sock(self) -> socket.socket:
@@ -187,7 +215,10 @@ class _SocketEndpoint:
 
     def _close_socket(self) -> None:
         self._closed = True
-        trio.lowlevel.notify_closing(self._socket)
+        if self._reactor is not None:
+            self._reactor.forget(self._socket)
+        else:
+            trio.lowlevel.notify_closing(self._socket)
         self._socket.close()
 
     def _check_open(self) -> None:
@@ -226,6 +257,8 @@ class TcpEndpoint(_SocketEndpoint):
     def try_receive_vectors(self, buffers: Sequence[memoryview]) -> int | None:
         """See :meth:`Endpoint.try_receive_vectors`."""
         try:
+            if len(buffers) == 1:
+                return self._socket.recv_into(buffers[0])
             return self._socket.recvmsg_into(buffers)[0]
         except BlockingIOError:
             return None
@@ -294,6 +327,7 @@ class TlsEndpoint(_SocketEndpoint):
         "peer_certificate",
         "tls_version",
     )
+    holds_data = True
 
     def __init__(self, sock: socket.socket, connection: SSL.Connection) -> None:
         super().__init__(sock)
@@ -349,21 +383,47 @@ class TlsEndpoint(_SocketEndpoint):
                 endpoint is closed by then; the peer saw an ordinary alert.
         """
         await trio.lowlevel.checkpoint()
-        while True:
-            self._check_open()
-            try:
-                self._connection.do_handshake()
-                break
-            except SSL.WantReadError:
+        while not self.try_handshake():
+            if self._send_wants_read:
                 await self._wait(trio.lowlevel.wait_readable)
-            except SSL.WantWriteError:
+            else:
                 await self._wait(trio.lowlevel.wait_writable)
-            except (SSL.Error, ProtocolError) as error:
-                lost = self._tls_lost(error)
-                self._refuse()
-                raise lost from None
+
+    def try_handshake(self) -> bool:
+        """Take the handshake as far as it goes now. For one who watches the endpoint.
+
+        Returns:
+            Whether it ended well; False where the connection must change first.
+
+        Raises:
+            ConnectionLost: as :meth:`handshake`.
+        """
+        self._check_open()
+        try:
+            self._connection.do_handshake()
+        except (SSL.WantReadError, SSL.WantWriteError) as want:
+            self._send_wants_read = isinstance(want, SSL.WantReadError)
+            return False
+        except (SSL.Error, ProtocolError) as error:
+            lost = self._tls_lost(error)
+            self._refuse()
+            raise lost from None
+        self._send_wants_read = False
         self._ready = True
         self._note_parameters()
+        return True
+
+    def watch(self, on_ready: OnReady) -> None:
+        """See :meth:`Endpoint.watch`. Reading may have to wait for room to write (KeyUpdate)."""
+
+        def either_way(change: int) -> None:
+            if change & WRITABLE and self._receive_wants_write:
+                change |= READABLE
+            if change & READABLE and self._send_wants_read:
+                change |= WRITABLE
+            on_ready(change)
+
+        super().watch(either_way)
 
     def try_receive_into(self, buffer: memoryview) -> int | None:
         """See :meth:`Endpoint.try_receive_into`."""

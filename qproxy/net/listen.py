@@ -17,13 +17,25 @@ import trio
 from qproxy.address import Address, TcpAddress, UnixAddress, parse_address
 from qproxy.errors import Reason
 from qproxy.net.endpoint import ConnectionLost
+from qproxy.net.reactor import current_reactor
 
-__all__ = ["accept", "open_connection", "open_listeners", "parse_address", "reserve_port"]
+__all__ = [
+    "Acceptor",
+    "Connecting",
+    "accept",
+    "literal",
+    "open_connection",
+    "open_listeners",
+    "parse_address",
+    "reserve_port",
+]
 
 #: Connections the kernel holds for a listener before anybody accepts them.
 DEFAULT_BACKLOG = 1024
 #: Addresses of one name that are tried or listened on.
 MAX_ADDRESSES = 8
+#: Connections accepted in a row, before those that are open have their turn.
+ACCEPTS_IN_A_ROW = 16
 #: Rest after the system ran out of descriptors or memory, in seconds.
 _EXHAUSTED_REST_S = 0.1
 
@@ -142,6 +154,65 @@ async def accept(listener: socket.socket) -> socket.socket:
             return sock
 
 
+class Acceptor:
+    """Accepts from one listening socket, for the reactor: no task waits for connections."""
+
+    def __init__(
+        self, listener: socket.socket, on_accepted: Callable[[socket.socket, Any], None]
+    ) -> None:
+        """Begin.
+
+        Args:
+            listener: non-blocking; the caller closes it after :meth:`close`.
+            on_accepted: called with each connection, whose socket is its own, and its address.
+        """
+        self._listener = listener
+        self._on_accepted = on_accepted
+        self._paused = False
+        self._closed = False
+        self._reactor = current_reactor()
+        self._reactor.watch(listener, self._on_ready)
+
+    def pause(self) -> None:
+        """Leave connections in the kernel's backlog."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Accept again."""
+        if self._paused:
+            self._paused = False
+            self._reactor.soon(self._accept)
+
+    def close(self) -> None:
+        """Accept no more. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._reactor.forget(self._listener)
+
+    def _on_ready(self, _change: int) -> None:
+        self._accept()
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS_IN_A_ROW):
+            if self._paused or self._closed:
+                return
+            try:
+                sock, address = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._paused = True
+                    self._reactor.call_later(_EXHAUSTED_REST_S, self.resume)
+                    return
+                if error.errno not in _STILLBORN:
+                    raise
+            else:
+                sock.setblocking(False)
+                self._on_accepted(sock, address)
+        self._reactor.soon(self._accept)
+
+
 async def open_connection(address: Address, timeout_s: float) -> socket.socket:
     """Connect, trying each address of a host name in turn.
 
@@ -171,6 +242,80 @@ async def open_connection(address: Address, timeout_s: float) -> socket.socket:
                     failure = _connect_failure(address, error)
         raise failure
     raise ConnectionLost(Reason.CONNECT_TIMEOUT, f"no answer from {address} in {timeout_s} s")
+
+
+def literal(address: Address) -> tuple[socket.AddressFamily, Any] | None:
+    """Where to connect, if that takes no name to be resolved: an IP address or a unix socket."""
+    if isinstance(address, UnixAddress):
+        return socket.AF_UNIX, address.path
+    try:
+        found = socket.getaddrinfo(
+            address.host,
+            address.port,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+        )
+    except (OSError, UnicodeError):
+        return None
+    family, _, _, _, sockaddr = found[0]
+    return family, sockaddr
+
+
+class Connecting:
+    """One try to connect a socket, for the reactor: no task waits for it."""
+
+    def __init__(
+        self,
+        address: Address,
+        family: socket.AddressFamily,
+        sockaddr: Any,
+        done: Callable[[socket.socket | ConnectionLost], None],
+    ) -> None:
+        """Begin.
+
+        Args:
+            address: what messages call it.
+            family: of the socket.
+            sockaddr: in the family's form.
+            done: called once, possibly before this returns, with the connected socket, which is
+                the callee's, or with the failure.
+        """
+        self._sock = socket.socket(family, socket.SOCK_STREAM)
+        self._address = address
+        self._sockaddr = sockaddr
+        self._done = done
+        self._watched = False
+        self._over = False
+        self._sock.setblocking(False)
+        self._try()
+
+    def cancel(self) -> None:
+        """Give up without a word; nothing, once it is done."""
+        if not self._over:
+            self._close()
+
+    def _try(self, _change: int = 0) -> None:
+        """Ask again: on the same machine the answer is there at once, and saves a turn."""
+        if self._over:
+            return
+        failed = self._sock.connect_ex(self._sockaddr)
+        if failed == errno.EINPROGRESS:
+            failed = self._sock.connect_ex(self._sockaddr)
+        if failed in (0, errno.EISCONN):
+            self._over = True
+            self._done(self._sock)
+        elif failed != errno.EALREADY:
+            self._close()
+            self._done(_connect_failure(self._address, OSError(failed, os.strerror(failed))))
+        elif not self._watched:
+            self._watched = True
+            current_reactor().watch(self._sock, self._try)
+
+    def _close(self) -> None:
+        self._over = True
+        if self._watched:
+            current_reactor().forget(self._sock)
+        self._sock.close()
 
 
 async def _resolve(address: Address) -> Sequence[_Found]:

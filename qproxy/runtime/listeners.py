@@ -1,9 +1,14 @@
-"""Where local applications connect: accept, end their TLS, give each a stream."""
+"""Where local applications connect: accept, end their TLS, give each a stream.
+
+Like everything on the data plane this runs on the reactor. Only a connection that finds no tunnel
+gets a task, to wait for one.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +20,14 @@ from qproxy.config.model import ListenerConfig
 from qproxy.errors import LocalProtocolError, Reason
 from qproxy.log import Logger
 from qproxy.net.endpoint import ConnectionLost, Endpoint, TcpEndpoint, TlsEndpoint
-from qproxy.net.listen import accept, open_listeners
+from qproxy.net.handshake import Handshake
+from qproxy.net.listen import Acceptor, open_listeners
 from qproxy.quantum.service_policy import ServicePolicy
 from qproxy.runtime.build import build_listener_context
 from qproxy.runtime.counters import ListenerCounters
 from qproxy.runtime.peer import Peer
+from qproxy.runtime.relay import Relay
+from qproxy.runtime.tunnel import Tunnel
 
 
 def text_address(address: Any) -> str:
@@ -51,7 +59,9 @@ class Listener:
         )
         self._peer = peer
         self._log = log.bind(listener=config.name)
-        self._slots = trio.Semaphore(config.max_connections)
+        self._acceptors: list[Acceptor] = []
+        self._full = False
+        self._nursery: trio.Nursery | None = None
         self._context: SSL.Context | None = None
         if config.tls is not None:
             self._context = build_listener_context(config.tls)
@@ -79,8 +89,10 @@ class Listener:
 
     def close(self) -> None:
         """Take no more connections; those accepted go on."""
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._acceptors = []
         for sock in self.sockets:
-            trio.lowlevel.notify_closing(sock)
             sock.close()
         if self.sockets and self._owns_path and isinstance(self.config.listen, UnixAddress):
             with contextlib.suppress(OSError):
@@ -88,111 +100,165 @@ class Listener:
         self.sockets = []
 
     async def run(self) -> None:
-        """Accept until closed."""
+        """Accept until closed or cancelled."""
         async with trio.open_nursery() as nursery:
-            for sock in self.sockets:
-                nursery.start_soon(self._accept_loop, sock, nursery)
+            self._nursery = nursery
+            self._acceptors = [Acceptor(sock, self._on_accepted) for sock in self.sockets]
+            await trio.sleep_forever()
 
-    async def _accept_loop(self, listening: socket.socket, nursery: trio.Nursery) -> None:
-        while True:
-            await self._take_slot()
-            try:
-                sock = await accept(listening)
-            except trio.ClosedResourceError:
-                self._slots.release()
-                return
-            nursery.start_soon(self._serve, sock)
-
-    async def _take_slot(self) -> None:
-        """Beyond the limit connections wait in the kernel's backlog."""
-        try:
-            self._slots.acquire_nowait()
-        except trio.WouldBlock:
-            self.counters.full += 1
-            self._log.warning("listener_full", limit=self.config.max_connections)
-            await self._slots.acquire()
-
-    async def _serve(self, sock: socket.socket) -> None:
+    def _on_accepted(self, sock: socket.socket, address: object) -> None:
         self.counters.accepted += 1
         self.counters.open += 1
+        if self.counters.open >= self.config.max_connections:
+            # Beyond the limit connections wait in the kernel's backlog.
+            self._full = True
+            self.counters.full += 1
+            self._log.warning("listener_full", limit=self.config.max_connections)
+            for acceptor in self._acceptors:
+                acceptor.pause()
+        arrival = _Arrival(self, sock, text_address(address))
         try:
-            endpoint = await self._endpoint(sock)
-            if endpoint is not None:
-                await self._relay(endpoint, sock)
-        except ConnectionLost as error:
-            self._log.debug("client_lost", reason=error.reason, detail=str(error))
+            arrival.begin()
         except Exception as error:  # a fault of ours costs this connection, never the gateway
-            self._refused(Reason.INTERNAL_ERROR)
             self._log.unexpected("connection_failed", error)
-            sock.close()
-        finally:
-            self.counters.open -= 1
-            self._slots.release()
+            arrival.give_up(Reason.INTERNAL_ERROR)
 
-    async def _endpoint(self, sock: socket.socket) -> Endpoint | None:
-        if self._context is None:
-            return TcpEndpoint(sock)
-        endpoint = TlsEndpoint.server(sock, self._context)
-        try:
-            with trio.move_on_after(self.config.handshake_timeout_s) as timeout:
-                await endpoint.handshake()
-        except ConnectionLost as error:
-            self._refused(error.reason)
-            self._log.warning("client_refused", reason=error.reason, detail=str(error))
-            endpoint.close()
-            return None
-        except BaseException:
-            endpoint.abort()
-            raise
-        if timeout.cancelled_caught:
-            self._refused(Reason.HANDSHAKE_TIMEOUT)
-            self._log.warning("client_refused", reason=Reason.HANDSHAKE_TIMEOUT)
-            endpoint.abort()
-            return None
-        self._log.debug("client_tls", group=endpoint.group, version=endpoint.tls_version)
-        return endpoint
+    # For arrivals.
 
-    def _refused(self, reason: Reason) -> None:
+    @property
+    def tls(self) -> SSL.Context | None:
+        """What connections begin with now."""
+        return self._context
+
+    @property
+    def peer(self) -> Peer:
+        """Whose service this is."""
+        return self._peer
+
+    @property
+    def log(self) -> Logger:
+        """With the listener's name."""
+        return self._log
+
+    def start_task(self, task: Callable[[], Awaitable[None]]) -> None:
+        """For a connection that has to wait for something of trio's."""
+        if self._nursery is not None:
+            self._nursery.start_soon(task)
+
+    def refused(self, reason: Reason, **details: object) -> None:
+        """A connection gets no stream."""
         self.counters.refused.add(reason, trio.current_time())
+        self._log.warning("client_refused", reason=reason, **details)
 
-    async def _relay(self, endpoint: Endpoint, sock: socket.socket) -> None:
-        config = self.config
+    def gone(self) -> None:
+        """A connection is over, however it came to that."""
+        self.counters.open -= 1
+        if self._full:
+            self._full = False
+            for acceptor in self._acceptors:
+                acceptor.resume()
+
+
+class _Arrival:
+    """One accepted connection, until its relay is over."""
+
+    __slots__ = ("_client", "_endpoint", "_listener", "_over", "_sock")
+
+    def __init__(self, listener: Listener, sock: socket.socket, client: str) -> None:
+        self._listener = listener
+        self._sock = sock
+        self._client = client
+        self._endpoint: Endpoint | None = None
+        self._over = False
+
+    def begin(self) -> None:
+        """TLS first, where the listener has it."""
+        context = self._listener.tls
+        if context is None:
+            self._endpoint = TcpEndpoint(self._sock)
+            self._find_tunnel()
+            return
+        endpoint = self._endpoint = TlsEndpoint.server(self._sock, context)
+
+        def shaken(lost: ConnectionLost | None) -> None:
+            if lost is not None:
+                self.give_up(lost.reason, detail=str(lost))
+                return
+            self._listener.log.debug(
+                "client_tls", group=endpoint.group, version=endpoint.tls_version
+            )
+            self._find_tunnel()
+
+        Handshake(endpoint, self._listener.config.handshake_timeout_s, shaken)
+
+    def give_up(self, reason: Reason, **details: object) -> None:
+        """No stream for this one: it is reset."""
+        if self._over:
+            return
+        self._over = True
+        if self._endpoint is not None:
+            self._endpoint.abort()
+        self._sock.close()
+        self._listener.refused(reason, **details)
+        self._listener.gone()
+
+    def _find_tunnel(self) -> None:
+        tunnel = self._listener.peer.tunnel_now(self._listener.policy)
+        if tunnel is None:
+            self._listener.start_task(self._wait_for_tunnel)
+        else:
+            self._open(tunnel)
+
+    async def _wait_for_tunnel(self) -> None:
         try:
-            tunnel = await self._peer.usable_tunnel(self.policy)
+            self._open(await self._listener.peer.usable_tunnel(self._listener.policy))
+        except Exception as error:  # a fault of ours costs this connection, never the gateway
+            self._listener.log.unexpected("connection_failed", error)
+            self.give_up(Reason.INTERNAL_ERROR)
+        except BaseException:
+            self.give_up(Reason.SHUTDOWN)
+            raise
+
+    def _open(self, tunnel: Tunnel | None) -> None:
+        listener, endpoint = self._listener, self._endpoint
+        config, policy = listener.config, listener.policy
+        if self._over or endpoint is None:
+            return
+        try:
             if tunnel is None:
                 raise LocalProtocolError(Reason.NO_TUNNEL, "no tunnel takes new streams")
-            if not tunnel.meets(self.policy):
+            if not tunnel.meets(policy):
                 raise LocalProtocolError(
                     Reason.POLICY_REQUIRE, "a QKD key is required and no tunnel has a fresh one"
                 )
-            client = text_address(sock.getpeername())
-            stream_id = tunnel.connection.open_stream(
-                config.service,
-                client_address=client,
-                listener_address=text_address(sock.getsockname()),
-                now=trio.current_time(),
+            stream_id = tunnel.open_stream(
+                config.service, self._client, text_address(self._sock.getsockname())
             )
         except (LocalProtocolError, OSError) as error:
-            reason = getattr(error, "reason", Reason.CONNECTION_RESET)
-            self._refused(reason)
-            self._log.warning("client_refused", reason=reason, peer=config.peer)
-            endpoint.abort()
+            self.give_up(getattr(error, "reason", Reason.CONNECTION_RESET), peer=config.peer)
             return
-        except BaseException:
-            endpoint.abort()
-            raise
         relay = tunnel.attach(
             stream_id,
             idle_timeout_s=config.idle_timeout_s,
             accepted=not config.wait_for_service,
-            policy=self.policy,
+            policy=policy,
         )
-        tunnel.flush()
-        await relay.run(endpoint)
+        relay.on_over = self._on_over
+        relay.start(endpoint)
+
+    def _on_over(self, relay: Relay) -> None:
+        self._over = True
+        listener = self._listener
         if relay.failure is not None:
-            self.counters.failed.add(relay.failure, trio.current_time())
+            listener.counters.failed.add(relay.failure, trio.current_time())
         if relay.failure is Reason.QKD_TOO_OLD:
-            self._log.warning(
-                "stream_reset", reason=relay.failure, service=config.service, client=client
+            listener.log.warning(
+                "stream_reset",
+                reason=relay.failure,
+                service=listener.config.service,
+                client=self._client,
             )
-        self._log.debug("stream_closed", stream=stream_id, client=client, reason=relay.failure)
+        listener.log.debug(
+            "stream_closed", stream=relay.stream_id, client=self._client, reason=relay.failure
+        )
+        listener.gone()

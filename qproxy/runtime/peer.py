@@ -164,14 +164,23 @@ class Peer:
         One that meets the policy of the stream to be opened goes before one that does not. Nothing
         waits for one to meet it: whether the tunnel does is for the caller to see.
         """
-        tunnel = self._least_loaded(policy)
+        tunnel = self.tunnel_now(policy)
         if tunnel is not None or self._draining:
             return tunnel
         with trio.move_on_after(TUNNEL_WAIT_S):
             while tunnel is None:
                 await self._available.wait()
-                tunnel = self._least_loaded(policy)
+                tunnel = self.tunnel_now(policy)
         return tunnel
+
+    def tunnel_now(self, policy: ServicePolicy | None = None) -> Tunnel | None:
+        """The same without waiting."""
+        if len(self.tunnels) == 1:
+            only = self.tunnels[0]
+            return only if only.usable else None
+        usable = [tunnel for tunnel in self.tunnels if tunnel.usable]
+        usable = [tunnel for tunnel in usable if tunnel.meets(policy)] or usable
+        return min(usable, key=lambda tunnel: len(tunnel.relays)) if usable else None
 
     def meets(self, policy: ServicePolicy) -> bool:
         """Whether a usable tunnel has what streams with this policy demand."""
@@ -317,11 +326,6 @@ class Peer:
             self.forget(tunnel)
 
     # Inside.
-
-    def _least_loaded(self, policy: ServicePolicy | None) -> Tunnel | None:
-        usable = [tunnel for tunnel in self.tunnels if tunnel.usable]
-        usable = [tunnel for tunnel in usable if tunnel.meets(policy)] or usable
-        return min(usable, key=lambda tunnel: len(tunnel.relays)) if usable else None
 
     def _redeem(self, tunnel: Tunnel, event: KeysNeeded) -> None:
         async def redeem() -> None:

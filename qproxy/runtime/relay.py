@@ -1,11 +1,12 @@
 """One stream of a tunnel joined to one local connection.
 
-Theory of operation. Towards the tunnel, a task per stream reads from the endpoint and hands what it
-read to the core at once; since nothing is awaited in between, all relays share one read buffer and
-an idle stream owns none. Towards the application there is no task at all while the kernel takes
-what arrives: the tunnel's reader calls :meth:`Relay.on_data`, which sends straight from the core's
-buffer. Only what the kernel does not take is copied and queued, and a task drains the queue. The
-queue is bounded by the stream's credit, for credit is given back only when data has been sent.
+Theory of operation. There is no task: the reactor calls :meth:`Relay._on_ready` when the connection
+has something to read or room to write, and the tunnel calls the other methods when something has
+come for it. Towards the tunnel, what is read is handed to the core at once; since nothing comes in
+between, all relays share one read buffer and an idle stream owns none. Towards the application,
+:meth:`Relay.on_data` sends straight from the core's buffer; only what the kernel does not take is
+copied and queued. The queue is bounded by the stream's credit, for credit is given back only when
+data has been sent.
 
 How a connection ends is handed on as it came: FIN as half-close, RST as reset, both ways.
 """
@@ -13,23 +14,24 @@ How a connection ends is handed on as it came: FIN as half-close, RST as reset, 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import trio
 
 from qproxy.errors import LocalProtocolError, Reason
+from qproxy.log import get_logger
 from qproxy.net.endpoint import MAX_SEND_VIEWS, ConnectionLost, Endpoint
+from qproxy.net.reactor import BROKEN, HANGUP, READABLE, WRITABLE, Reactor, Timer, current_reactor
 from qproxy.quantum.service_policy import ServicePolicy
+from qproxy.tunnel.frames import MAX_PAYLOAD_BYTES
 from qproxy.tunnel.slots import DataSlots
 
 if TYPE_CHECKING:
     from qproxy.runtime.tunnel import Tunnel
 
-#: After a read of so many bytes more may have come while they were sealed: reading again at once
-#: then costs less than asking whether there is something to read.
-BULK_BYTES = 16 * 1024
-#: Such reads in a row before the other tasks have their turn.
+#: Reads in a row, while more is there, before the other connections have their turn.
 TURNS = 4
 
 #: Small pieces of data that wait for the application are gathered into chunks of up to this size,
@@ -38,9 +40,11 @@ QUEUE_CHUNK_BYTES = 64 * 1024
 #: How long an application may take over what is left for it once its tunnel is gone, in seconds.
 LAST_DELIVERY_S = 30.0
 
-#: The read buffer that all relays of a process share: nothing is awaited between receiving into it
-#: and sealing from it.
+#: The read buffer that all relays of a process share: nothing comes between receiving into it and
+#: sealing from it.
 _slots = DataSlots()
+
+OnOver = Callable[["Relay"], None]
 
 
 class Relay:
@@ -52,26 +56,30 @@ class Relay:
         idle_timeout_s: silence both ways after which the stream is reset; 0 for never.
         policy: what the stream demands of its tunnel's keys as long as it lives, or None.
         failure: why the stream was reset, or None.
+        on_over: called once, when the relay is over; by whoever opened the stream.
     """
 
     __slots__ = (
         "_accepted",
+        "_bulk",
         "_delivered",
-        "_draining",
         "_endpoint",
         "_failed",
+        "_hung_up",
+        "_last_delivery",
         "_local_ended",
         "_over",
         "_queue",
         "_queue_from",
+        "_reactor",
+        "_readable",
         "_remote_ended",
-        "_scope",
-        "_settled",
+        "_scheduled",
         "_tunnel",
-        "_wakeup",
         "active_at",
         "failure",
         "idle_timeout_s",
+        "on_over",
         "policy",
         "stream_id",
     )
@@ -97,59 +105,62 @@ class Relay:
         self.stream_id = stream_id
         self.idle_timeout_s = idle_timeout_s
         self.policy = policy
-        self.active_at = trio.current_time()
         self.failure: Reason | None = None
+        self.on_over: OnOver | None = None
+        self._reactor: Reactor = current_reactor()
+        self.active_at = trio.current_time()
         self._tunnel = tunnel
         self._endpoint: Endpoint | None = None
-        self._scope = trio.CancelScope()
-        self._queue: deque[bytearray] = deque()
+        self._queue: deque[bytearray] | None = None
         self._queue_from = 0
-        self._draining = False
+        self._readable = False
+        self._bulk = False
+        self._hung_up = False
+        self._scheduled = False
         self._local_ended = False
         self._remote_ended = False
         self._failed = False
         self._over = False
-        self._accepted = trio.Event()
+        self._accepted = accepted
         self._delivered = False
-        self._settled = trio.Event()
-        self._wakeup: trio.Event | None = None
-        if accepted:
-            self._accepted.set()
+        self._last_delivery: Timer | None = None
 
     @property
     def ended(self) -> bool:
         """The stream was reset, by whichever side."""
         return self._failed
 
-    async def run(self, endpoint: Endpoint) -> None:
-        """Carry bytes until the stream is over. Owns the endpoint and closes it; never raises."""
+    @property
+    def over(self) -> bool:
+        """Nothing more will happen: the endpoint, if there was one, is closed."""
+        return self._over
+
+    @property
+    def waiting(self) -> bool:
+        """The application has sent what there is no room for."""
+        return self._readable and not self._over
+
+    def start(self, endpoint: Endpoint) -> None:
+        """Carry bytes from here on. Owns the endpoint and closes it."""
+        if self._over:
+            endpoint.abort()
+            return
         self._endpoint = endpoint
         try:
-            with self._scope:
-                if not self._failed:
-                    self._drain_now()
-                    await self._accepted.wait()
-                    await self._pump()
-                    await self._settled.wait()
-                    await self._deliver_alone(endpoint)
-        except (ConnectionLost, LocalProtocolError) as error:
-            self._broken(error)
-        finally:
-            if self._delivered and self._local_ended and not self._failed:
-                endpoint.close()
-            else:
-                self.fail(Reason.SHUTDOWN if self._tunnel.open else Reason.TUNNEL_LOST)
-                endpoint.abort()
-            self._over = True
-            self._tunnel.forget(self.stream_id)
+            endpoint.watch(self._on_ready)
+        except (ConnectionLost, OSError):
+            self.fail(Reason.CONNECTION_RESET)
+            return
+        self._drain()
 
-    # What the tunnel's reader tells, synchronously.
+    # What the tunnel tells.
 
     def on_data(self, views: list[memoryview], size: int) -> None:
         """``size`` bytes for the application; the views are valid during this call only."""
         if self._failed:
             return
-        self.active_at = trio.current_time()
+        if self.idle_timeout_s:
+            self.active_at = trio.current_time()
         sent = 0
         if not self._queue and self._endpoint is not None:
             try:
@@ -164,11 +175,12 @@ class Relay:
     def on_half_closed(self) -> None:
         """FIN from the far side, after everything before it."""
         self._remote_ended = True
-        self._drain_now()
+        self._drain()
 
     def on_accepted(self) -> None:
         """The far gateway has connected to the service."""
-        self._accepted.set()
+        self._accepted = True
+        self.wake()
 
     def on_reset(self, reason: Reason) -> None:
         """RST, a refusal, or the end of the tunnel: the application gets an RST, too."""
@@ -176,17 +188,21 @@ class Relay:
             self._end(reason)
 
     def on_tunnel_over(self) -> None:
-        """The tunnel and its tasks are gone. What has come whole is still delivered."""
-        if self._complete:
-            self._settled.set()
-        else:
+        """The tunnel is gone. What has come whole is still delivered.
+
+        The far gateway ends its tunnels as soon as its own connections have ended, and a slow
+        application here may by then have much to read that arrived in order and whole.
+        """
+        if not self._complete:
             self._end(Reason.TUNNEL_LOST)
+        elif self._last_delivery is None and not self._over:
+            self._last_delivery = self._reactor.call_later(LAST_DELIVERY_S, self._too_slow)
 
     def wake(self) -> None:
-        """There may be room to send again."""
-        if self._wakeup is not None:
-            self._wakeup.set()
-            self._wakeup = None
+        """There may be room to send again: read in the next turn."""
+        if not self._scheduled and self._readable:
+            self._scheduled = True
+            self._reactor.soon(self._resume)
 
     def fail(self, reason: Reason) -> None:
         """This side gives the stream up. Idempotent, and nothing once the relay has ended."""
@@ -201,15 +217,61 @@ class Relay:
         """Both halves have ended: nothing is left but to hand on what is queued."""
         return self._local_ended and self._remote_ended and not self._failed
 
-    async def _deliver_alone(self, endpoint: Endpoint) -> None:
-        """Send what is queued where the tunnel, whose task would have done it, is gone.
+    def _on_ready(self, change: int) -> None:
+        """The reactor's: the connection has changed."""
+        try:
+            if change & WRITABLE and (self._queue or (self._remote_ended and not self._delivered)):
+                self._drain()
+            if change & ~WRITABLE:
+                if change & HANGUP:
+                    self._hung_up = True
+                    if change & BROKEN and (self._local_ended or not self._accepted):
+                        # Nothing is read any more, or yet: nobody else would find out.
+                        raise ConnectionLost(Reason.CONNECTION_RESET, "the connection was reset")
+                self._readable = True
+            if self._readable and not self._over:
+                self._read()
+        except (ConnectionLost, LocalProtocolError) as error:
+            self._broken(error)
+        except Exception as error:  # a fault of ours costs the stream, never its tunnel
+            get_logger(__name__).unexpected("stream_failed", error)
+            self.fail(Reason.INTERNAL_ERROR)
 
-        The far gateway ends its tunnels as soon as its own connections have ended, and a slow
-        application here may by then have much to read that arrived in order and whole.
-        """
-        with trio.move_on_after(LAST_DELIVERY_S):
-            while not self._send_queued():
-                await endpoint.wait_sendable()
+    def _resume(self) -> None:
+        self._scheduled = False
+        if not self._over:
+            self._on_ready(READABLE)
+
+    def _read(self) -> None:
+        """Application to tunnel, as far as there is something, and room for it."""
+        endpoint, tunnel, stream_id = self._endpoint, self._tunnel, self.stream_id
+        if endpoint is None or self._local_ended or not self._accepted:
+            return
+        for _ in range(TURNS):
+            room = tunnel.sendable(stream_id)
+            if room <= 0:
+                tunnel.wait_for_room(self)
+                return
+            wanted = min(room, _slots.capacity if self._bulk else MAX_PAYLOAD_BYTES)
+            count = endpoint.try_receive_vectors(_slots.views(wanted))
+            if not count:
+                self._readable = False
+                if count == 0:
+                    self._local_ended = True
+                    tunnel.half_close(stream_id)
+                    self._finish_if_done()
+                return
+            if self.idle_timeout_s:
+                self.active_at = trio.current_time()
+            tunnel.send(stream_id, _slots, count)
+            self._bulk = count >= MAX_PAYLOAD_BYTES
+            if count < wanted and not (endpoint.holds_data or self._hung_up):
+                self._readable = False
+                return
+        self.wake()
+
+    def _too_slow(self) -> None:
+        self._end(Reason.TUNNEL_LOST)
 
     def _broken(self, error: ConnectionLost | LocalProtocolError) -> None:
         """The endpoint or the core said no. A fault of ours costs the stream, never its tunnel."""
@@ -221,48 +283,26 @@ class Relay:
             return
         self._failed = True
         self.failure = reason
-        self._queue.clear()
+        self._queue = None
         if self._endpoint is not None:
             self._endpoint.abort()
-        self._scope.cancel()
+        self._finish()
 
-    async def _pump(self) -> None:
-        """Application to tunnel, until the application's FIN."""
-        endpoint, tunnel, stream_id = self._endpoint, self._tunnel, self.stream_id
-        if endpoint is None:
-            raise LocalProtocolError(Reason.INTERNAL_ERROR, "a relay without an endpoint")
-        turns = 0
-        await endpoint.wait_receivable()
-        while True:
-            room = tunnel.sendable(stream_id)
-            if room <= 0:
-                await self._wait_for_room()
-                continue
-            wanted = min(room, _slots.capacity)
-            count = endpoint.try_receive_vectors(_slots.views(wanted))
-            if count is None:
-                await endpoint.wait_receivable()
-                turns = 0
-                continue
-            if count == 0:
-                self._local_ended = True
-                tunnel.half_close(stream_id)
-                return
-            self.active_at = trio.current_time()
-            tunnel.send(stream_id, _slots, count)
-            turns += 1
-            if count < BULK_BYTES:
-                await endpoint.wait_receivable()
-                turns = 0
-            elif turns >= TURNS:
-                # More is likely there; let the others have their turn first.
-                await trio.lowlevel.checkpoint()
-                turns = 0
+    def _finish_if_done(self) -> None:
+        if self._delivered and self._local_ended and not self._over and self._endpoint is not None:
+            self._endpoint.close()
+            self._finish()
 
-    async def _wait_for_room(self) -> None:
-        wakeup = self._wakeup = trio.Event()
-        self._tunnel.wait_for_room(self)
-        await wakeup.wait()
+    def _finish(self) -> None:
+        """The end, once."""
+        self._over = True
+        self._readable = False
+        if self._last_delivery is not None:
+            self._last_delivery.cancel()
+        self._tunnel.forget(self.stream_id)
+        on_over, self.on_over = self.on_over, None
+        if on_over is not None:
+            on_over(self)
 
     def _keep_rest(self, views: list[memoryview], sent: int) -> None:
         """Copy what the kernel did not take: the views die with the core's next input.
@@ -270,72 +310,48 @@ class Relay:
         Gathered into chunks, for the peer may send a window full of single bytes, and each of
         them would cost hundreds in a buffer of its own.
         """
+        queue = self._queue
+        if queue is None:
+            queue = self._queue = deque()
         for view in views:
             if sent >= len(view):
                 sent -= len(view)
                 continue
             rest = view[sent:]
             sent = 0
-            if self._queue and len(self._queue[-1]) + len(rest) <= QUEUE_CHUNK_BYTES:
-                self._queue[-1] += rest
+            if queue and len(queue[-1]) + len(rest) <= QUEUE_CHUNK_BYTES:
+                queue[-1] += rest
             else:
-                self._queue.append(bytearray(rest))
-        if self._queue and self._endpoint is not None:
-            self._start_drain()
+                queue.append(bytearray(rest))
 
-    def _drain_now(self) -> None:
+    def _drain(self) -> None:
         """Send what is queued, and FIN behind it, as far as the kernel takes it at once."""
-        if self._failed or self._endpoint is None:
+        if self._failed or self._over or self._endpoint is None:
             return
         try:
-            if self._send_queued():
-                return
+            if self._send_queued(self._endpoint):
+                self._finish_if_done()
         except (ConnectionLost, LocalProtocolError) as error:
             self._broken(error)
-            return
-        self._start_drain()
 
-    def _start_drain(self) -> None:
-        if not self._draining:
-            self._draining = True
-            self._tunnel.start_task(self._drain)
-
-    async def _drain(self) -> None:
-        """Send what is queued as the kernel takes it. One such task per stream at most."""
-        endpoint = self._endpoint
-        if endpoint is None:
-            return
-        try:
-            while not self._failed and not self._send_queued():
-                await endpoint.wait_sendable()
-        except (ConnectionLost, LocalProtocolError) as error:
-            # Not a failure where the tunnel's reader sent the rest meanwhile and all has ended.
-            self._broken(error)
-        finally:
-            self._draining = False
-
-    def _send_queued(self) -> bool:
+    def _send_queued(self, endpoint: Endpoint) -> bool:
         """Send from the queue. True when nothing is left to do."""
-        endpoint = self._endpoint
-        if endpoint is None:
-            return True
-        while self._queue:
-            views = [memoryview(chunk) for chunk in islice(self._queue, MAX_SEND_VIEWS)]
+        queue = self._queue
+        while queue:
+            views = [memoryview(chunk) for chunk in islice(queue, MAX_SEND_VIEWS)]
             views[0] = views[0][self._queue_from :]
             sent = endpoint.try_send(views)
             if not sent:
                 return False
-            self.active_at = trio.current_time()
-            self._drop_sent(sent)
+            if self.idle_timeout_s:
+                self.active_at = trio.current_time()
+            self._queue_from += sent
+            while queue and self._queue_from >= len(queue[0]):
+                self._queue_from -= len(queue.popleft())
             self._tunnel.consumed(self.stream_id, sent)
+        self._queue = None
         if self._remote_ended and not self._delivered:
             if not endpoint.send_eof():
                 return False
             self._delivered = True
-            self._settled.set()
         return True
-
-    def _drop_sent(self, sent: int) -> None:
-        self._queue_from += sent
-        while self._queue and self._queue_from >= len(self._queue[0]):
-            self._queue_from -= len(self._queue.popleft())

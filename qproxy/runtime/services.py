@@ -1,7 +1,12 @@
-"""The far end of a stream: connecting to the real service, plain or over TLS."""
+"""The far end of a stream: connecting to the real service, plain or over TLS.
+
+Like everything on the data plane this runs on the reactor. Only a service that is configured by
+host name takes a task for each connection, to resolve the name.
+"""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 
 import trio
@@ -11,8 +16,10 @@ from qproxy.address import TcpAddress
 from qproxy.config.model import PeerConfig, ServiceConfig
 from qproxy.errors import ProtocolError, Reason
 from qproxy.log import Logger
-from qproxy.net.endpoint import TLS_REFUSALS, ConnectionLost, Endpoint, TcpEndpoint, TlsEndpoint
-from qproxy.net.listen import open_connection
+from qproxy.net.endpoint import TLS_REFUSALS, ConnectionLost, TcpEndpoint, TlsEndpoint
+from qproxy.net.handshake import Handshake
+from qproxy.net.listen import Connecting, literal, open_connection
+from qproxy.net.reactor import Timer, current_reactor
 from qproxy.quantum.service_policy import ServicePolicy
 from qproxy.runtime.build import build_service_context
 from qproxy.runtime.counters import Tally
@@ -60,22 +67,15 @@ class Service:
         config = self.config
         return ServicePolicy.of(config.policy, config.max_without_qkd_s, peer.max_without_qkd_s)
 
-    async def connect(self) -> Endpoint:
-        """Connect, TLS included. Raises ConnectionLost with the reason for a refusal."""
-        with trio.move_on_after(self.config.connect_timeout_s):
-            sock = await open_connection(self.config.connect, self.config.connect_timeout_s)
-            if self._context is None:
-                return TcpEndpoint(sock)
-            endpoint = TlsEndpoint.client(sock, self._context, server_name=self._server_name)
-            try:
-                await endpoint.handshake()
-            except BaseException:
-                endpoint.close()
-                raise
-            return endpoint
-        raise ConnectionLost(
-            Reason.CONNECT_TIMEOUT, f"no connection within {self.config.connect_timeout_s} s"
-        )
+    @property
+    def tls(self) -> SSL.Context | None:
+        """What connections begin with now."""
+        return self._context
+
+    @property
+    def server_name(self) -> str | None:
+        """Whose certificate the service must have."""
+        return self._server_name
 
 
 class Services:
@@ -97,24 +97,26 @@ class Services:
         return self._services
 
     def answer(self, peer: PeerConfig, tunnel: Tunnel, event: StreamRequested) -> None:
-        """Refuse a stream at once, or connect to its service in a task of the tunnel's."""
+        """Refuse a stream at once, or connect to its service."""
         service = self._services.get(event.service)
         refusal = self._refusal(peer, tunnel, service)
         if service is None or refusal is not None:
-            self._refuse(peer.name, tunnel, event, refusal or Reason.SERVICE_UNKNOWN, "")
+            self.refuse(peer.name, tunnel, event, refusal or Reason.SERVICE_UNKNOWN, "")
             return
         relay = tunnel.attach(
             event.stream_id,
             idle_timeout_s=service.config.idle_timeout_s,
             policy=service.policy(peer),
         )
-
-        async def connect() -> None:
-            await self._connect(peer.name, tunnel, event, service, relay)
-
-        # Counted here and not by the task, or one burst of streams would pass the limit.
+        # Counted here and not when it is connected, or one burst of streams would pass the limit.
         service.connections += 1
-        tunnel.start_task(connect)
+        opening = _Opening(self, peer.name, tunnel, event, service, relay)
+        relay.on_over = opening.on_over
+        try:
+            opening.begin()
+        except Exception as error:  # a fault of ours costs this stream, never its tunnel
+            self._log.unexpected("stream_failed", error, peer=peer.name, service=event.service)
+            relay.fail(Reason.INTERNAL_ERROR)
 
     def _refusal(self, peer: PeerConfig, tunnel: Tunnel, service: Service | None) -> Reason | None:
         if service is None:
@@ -127,44 +129,17 @@ class Services:
             return Reason.LIMIT_REACHED
         return None
 
-    async def _connect(
-        self, peer: str, tunnel: Tunnel, event: StreamRequested, service: Service, relay: Relay
-    ) -> None:
-        try:
-            try:
-                endpoint = await service.connect()
-            except (ConnectionLost, ProtocolError) as error:
-                # What went wrong with a service's TLS is not for the peer.
-                reason = Reason.SERVICE_TLS if error.reason in TLS_REFUSALS else error.reason
-                self._refuse(peer, tunnel, event, reason, str(error))
-                return
-            if relay.ended or not tunnel.open:
-                endpoint.abort()
-                tunnel.forget(event.stream_id)
-                self._count_failure(peer, service, event, relay)
-                return
-            service.opened += 1
-            tunnel.tell_core(lambda core, _now: core.accept_stream(event.stream_id))
-            self._log.debug(
-                "stream_opened",
-                peer=peer,
-                service=event.service,
-                stream=event.stream_id,
-                client=event.client_address,
-                group=endpoint.group if isinstance(endpoint, TlsEndpoint) else None,
-            )
-            await relay.run(endpoint)
-            self._count_failure(peer, service, event, relay)
-        except Exception as error:  # a fault of ours costs this stream, never its tunnel
-            self._log.unexpected("stream_failed", error, peer=peer, service=event.service)
-            relay.fail(Reason.INTERNAL_ERROR)
-            self._count_failure(peer, service, event, relay)
-        finally:
-            service.connections -= 1
+    # For openings.
 
-    def _count_failure(
+    @property
+    def log(self) -> Logger:
+        """Where openings say what became of them."""
+        return self._log
+
+    def count_failure(
         self, peer: str, service: Service, event: StreamRequested, relay: Relay
     ) -> None:
+        """A stream is over: count it if it was reset."""
         if relay.failure is None:
             return
         service.failed.add(relay.failure, trio.current_time())
@@ -177,9 +152,10 @@ class Services:
                 reason=relay.failure,
             )
 
-    def _refuse(
+    def refuse(
         self, peer: str, tunnel: Tunnel, event: StreamRequested, reason: Reason, detail: str
     ) -> None:
+        """No connection for this stream: tell the peer, count it, say so."""
         service = self._services.get(event.service)
         refused = self.refused_unknown if service is None else service.refused
         refused.add(reason, trio.current_time())
@@ -199,3 +175,137 @@ class Services:
                 core.refuse_stream(event.stream_id, reason, now)
 
             tunnel.tell_core(refuse)
+
+
+class _Opening:
+    """One stream that a peer has asked for, until its relay is over."""
+
+    __slots__ = (
+        "_connecting",
+        "_event",
+        "_handshake",
+        "_peer",
+        "_relay",
+        "_service",
+        "_services",
+        "_settled",
+        "_timer",
+        "_tunnel",
+    )
+
+    def __init__(
+        self,
+        services: Services,
+        peer: str,
+        tunnel: Tunnel,
+        event: StreamRequested,
+        service: Service,
+        relay: Relay,
+    ) -> None:
+        self._services = services
+        self._peer = peer
+        self._tunnel = tunnel
+        self._event = event
+        self._service = service
+        self._relay = relay
+        self._settled = False
+        self._connecting: Connecting | None = None
+        self._handshake: Handshake | None = None
+        self._timer: Timer | None = None
+
+    def begin(self) -> None:
+        """Connect, by a task only where a name must be resolved."""
+        config = self._service.config
+        self._timer = current_reactor().call_later(config.connect_timeout_s, self._too_late)
+        found = literal(config.connect)
+        if found is None:
+            self._tunnel.start_task(self._connect_by_name)
+        else:
+            self._connecting = Connecting(config.connect, *found, self._on_connected)
+
+    def on_over(self, relay: Relay) -> None:
+        """The relay's: nothing more will happen on this stream."""
+        self._leave()
+        self._services.count_failure(self._peer, self._service, self._event, relay)
+
+    async def _connect_by_name(self) -> None:
+        config = self._service.config
+        try:
+            sock = await open_connection(config.connect, config.connect_timeout_s)
+        except ConnectionLost as error:
+            self._on_connected(error)
+        else:
+            self._on_connected(sock)
+
+    def _on_connected(self, result: socket.socket | ConnectionLost) -> None:
+        if isinstance(result, ConnectionLost):
+            self._refuse(result)
+            return
+        if self._settled:
+            result.close()
+            return
+        context = self._service.tls
+        if context is None:
+            self._start(TcpEndpoint(result))
+            return
+        try:
+            endpoint = TlsEndpoint.client(result, context, server_name=self._service.server_name)
+        except ProtocolError as error:
+            result.close()
+            self._refuse(error)
+            return
+
+        def shaken(lost: ConnectionLost | None) -> None:
+            if lost is None:
+                self._start(endpoint)
+            else:
+                self._refuse(lost)
+
+        timeout_s = self._service.config.connect_timeout_s
+        self._handshake = Handshake(endpoint, timeout_s, shaken)
+
+    def _start(self, endpoint: TcpEndpoint | TlsEndpoint) -> None:
+        self._stop_timer()
+        event, tunnel = self._event, self._tunnel
+        if self._settled or not tunnel.open:
+            endpoint.abort()
+            return
+        self._service.opened += 1
+        tunnel.accept_stream(event.stream_id)
+        self._services.log.debug(
+            "stream_opened",
+            peer=self._peer,
+            service=event.service,
+            stream=event.stream_id,
+            client=event.client_address,
+            group=endpoint.group if isinstance(endpoint, TlsEndpoint) else None,
+        )
+        self._relay.start(endpoint)
+
+    def _too_late(self) -> None:
+        timeout_s = self._service.config.connect_timeout_s
+        self._refuse(ConnectionLost(Reason.CONNECT_TIMEOUT, f"no connection within {timeout_s} s"))
+
+    def _refuse(self, error: ConnectionLost | ProtocolError) -> None:
+        if self._settled:
+            return
+        self._leave()
+        # What went wrong with a service's TLS is not for the peer.
+        reason = Reason.SERVICE_TLS if error.reason in TLS_REFUSALS else error.reason
+        self._services.refuse(self._peer, self._tunnel, self._event, reason, str(error))
+
+    def _leave(self) -> None:
+        """Give the place among the service's connections back, once."""
+        if self._settled:
+            return
+        self._settled = True
+        self._service.connections -= 1
+        self._stop_timer()
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._handshake is not None:
+            self._handshake.cancel()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()

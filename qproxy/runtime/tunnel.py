@@ -1,10 +1,10 @@
 """Drives one tunnel core over one TCP connection.
 
-Theory of operation. Three tasks: one reads the socket into the core and hands out its events, one
-waits for the socket only when it would not take what the core had to send, one watches the clock.
-Everything else is synchronous and happens where the bytes are: :meth:`Tunnel.flush` sends straight
-from the core's buffer, and the socket is waited for only after it has said no. The socket is raw
-and non-blocking: trio's SocketStream would set TCP_NOTSENT_LOWAT to 16 KiB, which costs throughput.
+Theory of operation. The reactor calls :meth:`Tunnel._on_ready` when the socket has something to
+read or room to write. What is read goes into the core, whose events are handed out at once; what
+the core has to send goes out at the end of the reactor's turn, so that many small messages share a
+record and a system call, or at once where there is much of it. One task of trio's watches the
+clock, and lives as long as the tunnel.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Protocol
 import trio
 
 from qproxy.errors import Reason, RemoteProtocolError
+from qproxy.net.reactor import HANGUP, READABLE, WRITABLE, Reactor, current_reactor
 from qproxy.quantum.service_policy import ServicePolicy
 from qproxy.runtime.counters import TunnelFacts
 from qproxy.runtime.relay import Relay
@@ -42,11 +43,10 @@ TICK_S = 0.25
 STREAM_CHECK_S = 1.0
 #: Streams reset in a row, before the other tasks have their turn.
 RESETS_IN_A_ROW = 64
-#: After a read of so many bytes it is likely that more has come while they were dealt with: reading
-#: again at once then costs less than asking whether there is something to read.
-BULK_BYTES = 16 * 1024
-#: Reads in a row, while more is there, before the other tasks have their turn.
+#: Reads in a row, while more is there, before the other connections have their turn.
 TURNS = 4
+#: So much waiting to be sent is worth a system call at once: the peer can begin with it.
+BULK_BYTES = 64 * 1024
 #: How long the last bytes (END with its reason) may take to leave, in seconds.
 LAST_WORDS_S = 1.0
 
@@ -93,10 +93,13 @@ class Tunnel:
         self._sock = sock
         self._owner = owner
         self._nursery: trio.Nursery | None = None
+        self._reactor: Reactor = current_reactor()
+        self._over = trio.Event()
+        self._fault: Exception | None = None
         self._write_blocked = False
-        self._write_wakeup = trio.Event()
-        self._reading = trio.CancelScope()
-        self._writing = trio.CancelScope()
+        self._read_again = False
+        self._hung_up = False
+        self._flush_due = False
         self._waiting: dict[Relay, None] = {}
         self._dispatching = False
         self._stream_check_at = 0.0
@@ -131,11 +134,12 @@ class Tunnel:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._write_loop)
                 nursery.start_soon(self._clock_loop)
+                self._reactor.watch(self._sock, self._on_ready)
                 self.flush()
-                with self._reading:
-                    await self._read_loop()
+                await self._over.wait()
+                if self._fault is not None:
+                    raise self._fault
                 await self._last_words()
                 nursery.cancel_scope.cancel()
         except Exception:
@@ -146,6 +150,7 @@ class Tunnel:
             try:
                 self._cut(cut)
             finally:
+                self._reactor.forget(self._sock)
                 self._sock.close()
                 self._close_relays()
                 self.closed.set()
@@ -159,24 +164,27 @@ class Tunnel:
     def send(self, stream_id: int, slots: DataSlots, count: int) -> None:
         """Send what was received into slots, at most :meth:`sendable` bytes."""
         self.connection.send_slots(stream_id, slots, count)
-        self.flush()
+        if self.connection.output_pending >= BULK_BYTES:
+            self.flush()
+        else:
+            self._flush_at_end()
 
     def half_close(self, stream_id: int) -> None:
         """The application sent FIN."""
         self.connection.half_close(stream_id, trio.current_time())
-        self.flush()
+        self._flush_at_end()
 
     def reset(self, stream_id: int, reason: Reason) -> None:
         """Give a stream up."""
         self.connection.reset_stream(stream_id, reason, trio.current_time())
-        self.flush()
+        self._flush_at_end()
 
     def consumed(self, stream_id: int, count: int) -> None:
         """The application's socket took bytes: their credit goes back with the next flush."""
         if count:
             self.connection.data_consumed(stream_id, count, trio.current_time())
             if not self._dispatching and self.connection.output_pending:
-                self.flush()
+                self._flush_at_end()
 
     def wait_for_room(self, relay: Relay) -> None:
         """Wake this relay when credit or room may be there."""
@@ -196,6 +204,23 @@ class Tunnel:
 
     # For the owner.
 
+    def open_stream(self, service: str, client: str, listener: str) -> int:
+        """Ask the peer for a stream; it leaves with what else this turn has to send.
+
+        Raises:
+            LocalProtocolError: the tunnel takes no new streams.
+        """
+        stream_id = self.connection.open_stream(
+            service, client_address=client, listener_address=listener, now=trio.current_time()
+        )
+        self._flush_at_end()
+        return stream_id
+
+    def accept_stream(self, stream_id: int) -> None:
+        """Tell the peer that the service is connected, with what else this turn has to send."""
+        self.connection.accept_stream(stream_id)
+        self._flush_at_end()
+
     def attach(
         self,
         stream_id: int,
@@ -213,6 +238,7 @@ class Tunnel:
 
     def flush(self) -> None:
         """Send what the core has, as far as the socket takes it now."""
+        self._flush_due = False
         if self._write_blocked:
             return
         data = self.connection.data_to_send()
@@ -220,7 +246,6 @@ class Tunnel:
             return
         if self._send(data) < len(data):
             self._write_blocked = True
-            self._write_wakeup.set()
         elif self._waiting:
             self._wake_waiting()
 
@@ -236,6 +261,22 @@ class Tunnel:
 
     # Inside.
 
+    def _flush_at_end(self) -> None:
+        """Send when everybody has had a turn; now, where no turn is in progress."""
+        if not self._reactor.turning:
+            self.flush()
+        elif not self._flush_due:
+            self._flush_due = True
+            self._reactor.at_end(self._flush_due_now)
+
+    def _flush_due_now(self) -> None:
+        try:
+            if self._flush_due:
+                self.flush()
+        except Exception as error:  # raised where the tunnel's task can end it
+            self._fault = error
+            self._over.set()
+
     def _send(self, data: memoryview) -> int:
         try:
             count = self._sock.send(data)
@@ -247,18 +288,35 @@ class Tunnel:
         self.connection.data_sent(count)
         return count
 
-    async def _read_loop(self) -> None:
+    def _on_ready(self, change: int) -> None:
+        """The reactor's: the socket has changed."""
+        try:
+            if change & WRITABLE and self._write_blocked:
+                self._write_blocked = False
+                self.flush()
+            if change & ~WRITABLE:
+                if change & HANGUP:
+                    self._hung_up = True
+                self._read()
+        except Exception as error:  # raised where the tunnel's task can end it
+            self._fault = error
+            self._over.set()
+
+    def _read(self) -> None:
+        """Read into the core, as far as there is something, and hand out its events."""
         connection = self.connection
-        turns = 0
-        while not connection.closed:
+        self._read_again = False
+        for _ in range(TURNS):
+            if self._over.is_set() or connection.closed:
+                break
+            buffer = connection.receive_buffer()
             try:
-                count = self._sock.recv_into(connection.receive_buffer())
+                count = self._sock.recv_into(buffer)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._sock)
-                turns = 0
-                continue
+                return
             except OSError:
                 count = 0
+            wanted = len(buffer)
             now = trio.current_time()
             try:
                 if count:
@@ -268,30 +326,18 @@ class Tunnel:
             except RemoteProtocolError as error:
                 self.close_detail = str(error)
             self._after_core()
-            turns += 1
-            if self.connection.closed:
-                return
-            if count < BULK_BYTES:
-                await trio.lowlevel.wait_readable(self._sock)
-                turns = 0
-            elif turns >= TURNS:
-                await trio.lowlevel.checkpoint()
-                turns = 0
+            if count < wanted and not self._hung_up:
+                break
+        else:
+            if not self._read_again:
+                self._read_again = True
+                self._reactor.soon(self._read_on)
+        if connection.closed:
+            self._over.set()
 
-    async def _write_loop(self) -> None:
-        """Wait for the socket after it has said no."""
-        with self._writing:
-            while True:
-                await self._write_wakeup.wait()
-                self._write_wakeup = trio.Event()
-                # Woken in the same moment as the last words, it must not wait beside them.
-                while not self._writing.cancel_called and self.connection.data_to_send():
-                    await trio.lowlevel.wait_writable(self._sock)
-                    # Fetched again: the core may have more by now, or a larger buffer.
-                    data = self.connection.data_to_send()
-                    self._send(data)
-                self._write_blocked = False
-                self._wake_waiting()
+    def _read_on(self) -> None:
+        if self._read_again:
+            self._on_ready(READABLE)
 
     async def _clock_loop(self) -> None:
         while (deadline := self.connection.next_timeout()) is not None:
@@ -302,12 +348,12 @@ class Tunnel:
                 self.connection.handle_timeout(now)
                 self._after_core()
             await self._check_streams(now)
-        # The core closed on its own clock: the reader would not notice before the next byte.
-        self._reading.cancel()
+        # The core closed on its own clock: nobody would notice before the next byte.
+        self._over.set()
 
     async def _last_words(self) -> None:
-        """Send what is left, for a moment. The writer may be waiting for the socket: no more."""
-        self._writing.cancel()
+        """Send what is left, for a moment."""
+        self._reactor.forget(self._sock)
         with trio.move_on_after(LAST_WORDS_S, shield=True):
             while data := self.connection.data_to_send():
                 if not self._send(data):
@@ -329,7 +375,10 @@ class Tunnel:
                 self._dispatch(events)
         finally:
             self._dispatching = False
-        self.flush()
+        if self.connection.output_pending >= BULK_BYTES:
+            self.flush()
+        else:
+            self._flush_at_end()
 
     def _dispatch(self, events: list[Event]) -> None:
         """Hand out events."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import select
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,6 +13,7 @@ import trio
 
 from qproxy.errors import LocalProtocolError, Reason
 from qproxy.net.endpoint import ConnectionLost, Endpoint
+from qproxy.net.reactor import HANGUP, READABLE, WRITABLE, OnReady, current_reactor
 from qproxy.runtime import tunnel as tunnel_module
 from qproxy.runtime.relay import LAST_DELIVERY_S, Relay
 from qproxy.runtime.tunnel import Tunnel
@@ -42,9 +44,8 @@ class FakeEndpoint:
         self.aborted = False
         self.closed = False
         self.eof_blocks = False
-        self._readable = trio.Event()
-        self._writable = trio.Event()
-        self._waiting_to_send = 0
+        self.holds_data = False
+        self._on_ready: OnReady | None = None
 
     @property
     def received(self) -> bytes:
@@ -54,19 +55,27 @@ class FakeEndpoint:
 
     def app_sends(self, *parts: bytes) -> None:
         self.arriving += parts
-        self._readable.set()
+        self._tell(READABLE | (select.EPOLLRDHUP if b"" in parts else 0))
 
     def app_reads(self, count: int = PLENTY) -> None:
         self.room += count
         self.eof_blocks = False
-        self._writable.set()
+        self._tell(WRITABLE)
 
     def breaks(self, fault: Exception) -> None:
         self.fault = fault
-        self._readable.set()
-        self._writable.set()
+        self._tell(READABLE | WRITABLE | HANGUP)
+
+    def _tell(self, change: int) -> None:
+        if self._on_ready is not None and not self._over:
+            self._on_ready(change)
 
     # What a relay calls.
+
+    def watch(self, on_ready: OnReady) -> None:
+        self._check()
+        self._on_ready = on_ready
+        current_reactor().soon(lambda: self._tell(READABLE | WRITABLE))
 
     def try_receive_vectors(self, buffers: Sequence[memoryview]) -> int | None:
         self._check()
@@ -93,27 +102,6 @@ class FakeEndpoint:
             self.taken.append(whole[:count])
         return count
 
-    async def wait_receivable(self) -> None:
-        self._check()
-        while not self.arriving and self.fault is None and not self._over:
-            self._readable = trio.Event()
-            await self._readable.wait()
-        await trio.lowlevel.checkpoint()
-        if self._over:
-            raise ConnectionLost(Reason.CLOSED, "closed here")
-
-    async def wait_sendable(self) -> None:
-        self._check()
-        assert not self._waiting_to_send, "two tasks wait to send"
-        self._waiting_to_send += 1
-        try:
-            self._writable = trio.Event()
-            await self._writable.wait()
-        finally:
-            self._waiting_to_send -= 1
-        if self._over:
-            raise ConnectionLost(Reason.CLOSED, "closed here")
-
     def send_eof(self) -> bool:
         self._check()
         if self.eof_blocks:
@@ -124,20 +112,14 @@ class FakeEndpoint:
     def abort(self) -> None:
         if not self._over:
             self.aborted = True
-            self._wake()
 
     def close(self) -> None:
         if not self._over:
             self.closed = True
-            self._wake()
 
     @property
     def _over(self) -> bool:
         return self.aborted or self.closed
-
-    def _wake(self) -> None:
-        self._readable.set()
-        self._writable.set()
 
     def _check(self) -> None:
         if self._over:
@@ -158,14 +140,13 @@ class FakeTunnel:
 
     open = True
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self) -> None:
         self.credit = PLENTY
         self.sent: list[bytes] = []
         self.resets: list[Reason] = []
         self.credited: list[int] = []
         self.forgotten: list[int] = []
         self.waiting: list[Relay] = []
-        self._nursery = nursery
 
     def sendable(self, _stream_id: int) -> int:
         return self.credit
@@ -190,22 +171,19 @@ class FakeTunnel:
     def forget(self, stream_id: int) -> None:
         self.forgotten.append(stream_id)
 
-    def start_task(self, task: Callable[[], Any]) -> None:
-        self._nursery.start_soon(task)
-
 
 class Rig:
     """One relay that runs, and both its sides."""
 
-    def __init__(self, nursery: trio.Nursery, endpoint: FakeEndpoint, **options: Any) -> None:
-        self.tunnel = FakeTunnel(nursery)
+    def __init__(self, endpoint: FakeEndpoint, **options: Any) -> None:
+        self.tunnel = FakeTunnel()
         self.endpoint = endpoint
         self.relay = Relay(cast(Tunnel, self.tunnel), STREAM, **options)
         self.done = trio.Event()
-        self._nursery = nursery
+        self.relay.on_over = lambda _relay: self.done.set()
 
     def start(self) -> None:
-        self._nursery.start_soon(self._run)
+        self.relay.start(cast(Endpoint, self.endpoint))
 
     async def settle(self) -> None:
         await trio.testing.wait_all_tasks_blocked()
@@ -220,20 +198,14 @@ class Rig:
         self.relay.on_data(views, len(buffer))
         buffer[:] = b"?" * len(buffer)
 
-    async def _run(self) -> None:
-        await self.relay.run(cast(Endpoint, self.endpoint))
-        self.done.set()
-
 
 @asynccontextmanager
 async def rig(room: int = PLENTY, *, start: bool = True, **options: Any) -> AsyncIterator[Rig]:
-    async with trio.open_nursery() as nursery:
-        made = Rig(nursery, FakeEndpoint(room), **options)
-        if start:
-            made.start()
-            await made.settle()
-        yield made
-        nursery.cancel_scope.cancel()
+    made = Rig(FakeEndpoint(room), **options)
+    if start:
+        made.start()
+        await made.settle()
+    yield made
 
 
 # --- towards the application ----------------------------------------------------------------
@@ -506,20 +478,6 @@ async def test_nothing_fails_a_relay_that_has_ended_well() -> None:
         assert not it.endpoint.aborted
 
 
-@pytest.mark.parametrize(
-    ("tunnel_open", "reason"), [(True, Reason.SHUTDOWN), (False, Reason.TUNNEL_LOST)]
-)
-async def test_a_relay_that_is_cancelled_says_why(tunnel_open: bool, reason: Reason) -> None:
-    async with trio.open_nursery() as nursery:
-        it = Rig(nursery, FakeEndpoint())
-        it.start()
-        await it.settle()
-        it.tunnel.open = tunnel_open
-        nursery.cancel_scope.cancel()
-    assert it.relay.failure is reason
-    assert it.endpoint.aborted
-
-
 # --- the tunnel ends while the application still reads -----------------------------------
 
 
@@ -533,15 +491,10 @@ async def complete_but_slow(it: Rig) -> None:
 
 
 async def test_what_has_come_whole_is_delivered_though_the_tunnel_ends() -> None:
-    async with trio.open_nursery() as nursery:
-        it = Rig(nursery, FakeEndpoint(room=2))
-        async with trio.open_nursery() as of_tunnel:
-            it.tunnel._nursery = of_tunnel
-            it.start()
-            await complete_but_slow(it)
-            it.relay.on_reset(Reason.TUNNEL_LOST)  # the core's, at its end
-            it.tunnel.open = False
-            of_tunnel.cancel_scope.cancel()
+    async with rig(room=2) as it:
+        await complete_but_slow(it)
+        it.relay.on_reset(Reason.TUNNEL_LOST)  # the core's, at its end
+        it.tunnel.open = False
         it.relay.on_tunnel_over()
         await it.settle()
         it.endpoint.app_reads(3)
@@ -558,7 +511,6 @@ async def test_an_application_that_never_reads_the_rest_is_reset_in_the_end(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with rig(room=2) as it:
-        it.tunnel.start_task = lambda _task: None  # type: ignore[method-assign,assignment]
         await complete_but_slow(it)
         it.tunnel.open = False
         it.relay.on_tunnel_over()
@@ -659,7 +611,7 @@ async def test_without_an_idle_timeout_silence_is_no_reason(
 
 
 def waits(it: Rig) -> bool:
-    return it.relay._wakeup is not None
+    return not it.relay._scheduled
 
 
 class FakeStreams:
@@ -681,7 +633,7 @@ async def test_a_stream_without_credit_of_its_own_is_not_woken_by_every_flush() 
         tunnel.relays = {it.relay.stream_id: it.relay for it in (starved, blocked)}
         for it in (starved, blocked):
             it.relay._tunnel = tunnel
-            it.relay._wakeup = trio.Event()
+            it.relay._readable = True
             tunnel.wait_for_room(it.relay)
         tunnel._wake_waiting()
         assert (waits(blocked), waits(starved)) == (False, True)

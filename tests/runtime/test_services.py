@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import cast
 
 import trio
+import trio.testing
 
 from qproxy.address import TcpAddress
 from qproxy.config.model import PeerConfig, ServiceConfig
@@ -23,14 +24,14 @@ PEER = PeerConfig(name="gw-a", local_sae_id="gw-b", peer_sae_id="gw-a")
 
 
 class FakeTunnel:
-    """A tunnel that starts tasks when the test says so, and notes what the core was told."""
+    """A tunnel that notes what the core was told."""
 
     open = True
 
     def __init__(self) -> None:
         self.relays: dict[int, Relay] = {}
-        self.tasks: list[Callable[[], Awaitable[None]]] = []
         self.refused: list[tuple[int, Reason]] = []
+        self.accepted: list[int] = []
 
     def meets(self, policy: ServicePolicy | None) -> bool:
         return True
@@ -39,8 +40,8 @@ class FakeTunnel:
         relay = self.relays[stream_id] = Relay(cast("Tunnel", self), stream_id)
         return relay
 
-    def start_task(self, task: Callable[[], Awaitable[None]]) -> None:
-        self.tasks.append(task)
+    def accept_stream(self, stream_id: int) -> None:
+        self.accepted.append(stream_id)
 
     def forget(self, stream_id: int) -> None:
         self.relays.pop(stream_id, None)
@@ -57,17 +58,56 @@ class FakeTunnel:
 
 async def test_streams_opened_in_one_breath_do_not_pass_the_limit_of_connections() -> None:
     (listener,) = open_listeners(TcpAddress("127.0.0.1", 0))
-    nobody_there = TcpAddress(*listener.getsockname())
-    listener.close()
-    config = ServiceConfig(name="web", connect=nobody_there, max_connections=1)
+    config = ServiceConfig(
+        name="web", connect=TcpAddress(*listener.getsockname()), max_connections=1
+    )
     services = Services({"web": config}, get_logger("qproxy.test"))
     tunnel = FakeTunnel()
-    for stream_id in (1, 3, 5):
-        services.answer(PEER, cast("Tunnel", tunnel), StreamRequested(stream_id, "web", "", ""))
-    assert len(tunnel.tasks) == 1
-    assert tunnel.refused == [(3, Reason.LIMIT_REACHED), (5, Reason.LIMIT_REACHED)]
 
-    await tunnel.tasks.pop()()
+    def request(stream_id: int) -> None:
+        event = StreamRequested(stream_id, "web", "", "")
+        services.answer(PEER, cast("Tunnel", tunnel), event)
+
+    with listener:
+        for stream_id in (1, 3, 5):
+            request(stream_id)
+        assert tunnel.refused == [(3, Reason.LIMIT_REACHED), (5, Reason.LIMIT_REACHED)]
+        assert services.configured["web"].connections == 1
+
+        tunnel.relays[1].on_reset(Reason.CONNECTION_RESET)
+        assert services.configured["web"].connections == 0
+        request(7)
+        assert services.configured["web"].connections == 1
+        tunnel.relays[7].on_reset(Reason.CONNECTION_RESET)
+
+
+async def test_a_service_that_refuses_gives_its_place_back() -> None:
+    (listener,) = open_listeners(TcpAddress("127.0.0.1", 0))
+    nobody_there = TcpAddress(*listener.getsockname())
+    listener.close()
+    config = ServiceConfig(name="web", connect=nobody_there)
+    services = Services({"web": config}, get_logger("qproxy.test"))
+    tunnel = FakeTunnel()
+    services.answer(PEER, cast("Tunnel", tunnel), StreamRequested(1, "web", "", ""))
+    with trio.fail_after(10):
+        while not tunnel.refused:
+            await trio.sleep(0.001)
+    assert tunnel.refused == [(1, Reason.CONNECT_REFUSED)]
     assert services.configured["web"].connections == 0
-    services.answer(PEER, cast("Tunnel", tunnel), StreamRequested(7, "web", "", ""))
-    assert len(tunnel.tasks) == 1
+    assert tunnel.relays == {}
+
+
+async def test_a_stream_reset_while_its_service_is_connected_to_leaves_nothing_behind(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    # TEST-NET-1 (RFC 5737): nothing answers from there, or the kernel refuses at once.
+    config = ServiceConfig(name="web", connect=TcpAddress("192.0.2.1", 9), connect_timeout_s=5.0)
+    services = Services({"web": config}, get_logger("qproxy.test"))
+    tunnel = FakeTunnel()
+    services.answer(PEER, cast("Tunnel", tunnel), StreamRequested(1, "web", "", ""))
+    if 1 in tunnel.relays:
+        assert services.configured["web"].connections == 1
+        tunnel.relays[1].on_reset(Reason.CONNECTION_RESET)
+    assert services.configured["web"].connections == 0
+    await trio.sleep(60)
+    assert (1, Reason.CONNECT_TIMEOUT) not in tunnel.refused

@@ -1,0 +1,66 @@
+"""A TLS handshake on a connection that the reactor watches: no task waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qproxy.errors import Reason
+from qproxy.net.endpoint import ConnectionLost, TlsEndpoint
+from qproxy.net.reactor import current_reactor
+
+
+class Handshake:
+    """Runs a handshake to its end, or for so long."""
+
+    def __init__(
+        self,
+        endpoint: TlsEndpoint,
+        timeout_s: float,
+        done: Callable[[ConnectionLost | None], None],
+    ) -> None:
+        """Begin.
+
+        Args:
+            endpoint: fresh, on a connected socket.
+            timeout_s: after so many seconds it has failed with HANDSHAKE_TIMEOUT.
+            done: called once, possibly before this returns; with the failure, after which the
+                endpoint is closed, or with None.
+        """
+        self._endpoint = endpoint
+        self._done = done
+        self._over = False
+        self._timer = current_reactor().call_later(timeout_s, self._too_late)
+        try:
+            endpoint.watch(self._step)
+        except (ConnectionLost, OSError) as error:
+            self._finish(ConnectionLost(Reason.CONNECTION_RESET, str(error)))
+
+    def cancel(self) -> None:
+        """Give up without a word: the connection is reset."""
+        if not self._over:
+            self._over = True
+            self._timer.cancel()
+            self._endpoint.abort()
+
+    def _step(self, _change: int) -> None:
+        if self._over:
+            return
+        try:
+            if not self._endpoint.try_handshake():
+                return
+        except ConnectionLost as lost:
+            self._finish(lost)
+            return
+        self._finish(None)
+
+    def _too_late(self) -> None:
+        self._finish(ConnectionLost(Reason.HANDSHAKE_TIMEOUT, "no TLS handshake in time"))
+
+    def _finish(self, lost: ConnectionLost | None) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._timer.cancel()
+        if lost is not None:
+            self._endpoint.abort()
+        self._done(lost)

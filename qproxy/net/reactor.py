@@ -217,13 +217,13 @@ class Reactor:
         self._wake = lambda: os.eventfd_write(waker, 1)
         try:
             while True:
-                await trio.lowlevel.wait_readable(self._epoll.fileno())
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(waker)
                 self.turn(wait=False)
-                while self.pending:
+                if self.pending:
                     await trio.lowlevel.checkpoint()
-                    self.turn(wait=False)
+                else:
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
         finally:
             self._wake = None
             os.close(waker)

@@ -244,7 +244,6 @@ class Reloader:
             self._log.info("reloaded", cause=cause, files=files, tunnels_prove_again=tunnels)
 
 
-
 async def compare_with_file(config: GatewayConfig, log: Logger) -> None:
     """Only files that the configuration names are loaded again: say so where that matters."""
     try:

@@ -3,8 +3,10 @@
 Theory of operation. The reactor calls :meth:`Tunnel._on_ready` when the socket has something to
 read or room to write. What is read goes into the core, whose events are handed out at once; what
 the core has to send goes out at the end of the reactor's turn, so that many small messages share a
-record and a system call, or at once where there is much of it. One task of trio's watches the
-clock, and lives as long as the tunnel.
+record and a system call, or at once where there is much of it. What the core and the kernel hold
+unsent is kept short (:mod:`qproxy.tunnel.pace`), for every later byte waits behind it; streams that
+found no room are asked for data in the order the core names. One task of trio's watches the clock,
+and lives as long as the tunnel.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ RESETS_IN_A_ROW = 64
 TURNS = 4
 #: So much waiting to be sent is worth a system call at once: the peer can begin with it.
 BULK_BYTES = 64 * 1024
+#: tcp(7): bytes the kernel holds unsent before it calls the socket full. socket lacks the name.
+TCP_NOTSENT_LOWAT = 25
 #: How long the last bytes (END with its reason) may take to leave, in seconds.
 LAST_WORDS_S = 1.0
 
@@ -100,7 +104,8 @@ class Tunnel:
         self._read_again = False
         self._hung_up = False
         self._flush_due = False
-        self._waiting: dict[Relay, None] = {}
+        self._flushing = False
+        self._high_water = 0
         self._dispatching = False
         self._stream_check_at = 0.0
         sock.setblocking(False)
@@ -186,13 +191,6 @@ class Tunnel:
             if not self._dispatching and self.connection.output_pending:
                 self._flush_at_end()
 
-    def wait_for_room(self, relay: Relay) -> None:
-        """Wake this relay when credit or room may be there."""
-        stream = self.connection.session.streams.get(relay.stream_id)
-        if stream is not None and stream.starved:
-            return  # Its own CreditAvailable wakes it; no flush can help before.
-        self._waiting[relay] = None
-
     def forget(self, stream_id: int) -> None:
         """A relay is over."""
         self.relays.pop(stream_id, None)
@@ -239,15 +237,21 @@ class Tunnel:
     def flush(self) -> None:
         """Send what the core has, as far as the socket takes it now."""
         self._flush_due = False
-        if self._write_blocked:
+        if self._write_blocked or self._flushing:
             return
-        data = self.connection.data_to_send()
-        if not data:
-            return
-        if self._send(data) < len(data):
-            self._write_blocked = True
-        elif self._waiting:
-            self._wake_waiting()
+        self._flushing = True
+        try:
+            for _ in range(TURNS):
+                data = self.connection.data_to_send()
+                if data and self._send(data) < len(data):
+                    self._write_blocked = True
+                    self._bound_kernel()
+                # What has left makes room for those that found none.
+                if not self._give_turns():
+                    return
+        finally:
+            self._flushing = False
+        self._flush_at_end()
 
     def end(self, reason: Reason) -> None:
         """Send the authenticated END and let the tunnel run out."""
@@ -404,7 +408,7 @@ class Tunnel:
                 if relay := self.relays.get(stream_id):
                     relay.on_reset(reason)
             case CreditAvailable(None):
-                self._wake_waiting()
+                self._wake_all()
             case CreditAvailable(stream_id) if stream_id is not None:
                 if relay := self.relays.get(stream_id):
                     relay.wake()
@@ -415,9 +419,30 @@ class Tunnel:
                     self.close_reason = event.reason
                 self._owner.on_tunnel_event(self, event)
 
-    def _wake_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for relay in waiting:
+    def _give_turns(self) -> bool:
+        """Let streams that found no room read now, as the core names them.
+
+        Returns:
+            Whether there is more to send now that the socket may take.
+        """
+        next_turn = self.connection.next_turn
+        while (stream_id := next_turn()) is not None:
+            relay = self.relays.get(stream_id)
+            if relay is not None:
+                relay.take_turn()
+        return bool(self.connection.output_pending) and not self._write_blocked
+
+    def _bound_kernel(self) -> None:
+        """The socket is full: hold no more in the kernel unsent than the core says."""
+        high_water = self.connection.transport_full(trio.current_time())
+        if high_water != self._high_water:
+            self._high_water = high_water
+            with contextlib.suppress(OSError):
+                self._sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, high_water)
+
+    def _wake_all(self) -> None:
+        """There is credit for the tunnel again; who lacked it was not remembered."""
+        for relay in self.relays.values():
             relay.wake()
 
     async def _check_streams(self, now: float) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import select
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -146,7 +145,6 @@ class FakeTunnel:
         self.resets: list[Reason] = []
         self.credited: list[int] = []
         self.forgotten: list[int] = []
-        self.waiting: list[Relay] = []
 
     def sendable(self, _stream_id: int) -> int:
         return self.credit
@@ -164,9 +162,6 @@ class FakeTunnel:
     def consumed(self, _stream_id: int, count: int) -> None:
         if count:
             self.credited.append(count)
-
-    def wait_for_room(self, relay: Relay) -> None:
-        self.waiting.append(relay)
 
     def forget(self, stream_id: int) -> None:
         self.forgotten.append(stream_id)
@@ -329,7 +324,6 @@ async def test_what_the_application_sends_goes_out_as_credit_allows() -> None:
         it.endpoint.app_sends(b"abcdefgh")
         await it.settle()
         assert it.tunnel.sent == [b"abcd"]
-        assert it.tunnel.waiting == [it.relay]
         it.relay.wake()
         await it.settle()
         assert it.tunnel.sent == [b"abcd"]  # woken for nothing
@@ -610,34 +604,52 @@ async def test_without_an_idle_timeout_silence_is_no_reason(
         assert it.relay.failure is None
 
 
-def waits(it: Rig) -> bool:
-    return not it.relay._scheduled
+# --- who reads next ----------------------------------------------------------------------
 
 
-class FakeStreams:
-    """The core's table of streams, as far as waiting for credit goes."""
+class CoreWithTurns:
+    """As much of a core as sending takes: room for one read at a time, and who is to have it."""
 
-    def __init__(self, starved: set[int]) -> None:
-        self._starved = starved
+    output_pending = 0
 
-    def get(self, stream_id: int) -> Any:
-        return SimpleNamespace(starved=stream_id in self._starved)
+    def __init__(self, *order: int) -> None:
+        self.order = list(order)
+
+    def data_to_send(self) -> memoryview:
+        return memoryview(b"")
+
+    def next_turn(self) -> int | None:
+        return self.order.pop(0) if self.order else None
 
 
-async def test_a_stream_without_credit_of_its_own_is_not_woken_by_every_flush() -> None:
-    async with rig() as starved, rig() as blocked:
-        blocked.relay.stream_id = STREAM + 2
+async def test_streams_that_found_no_room_read_in_the_order_the_core_names() -> None:
+    async with rig() as first, rig() as second, rig() as third:
+        rigs = {1: first, 3: second, 5: third}
+        read: list[int] = []
+        for stream_id, it in rigs.items():
+            it.tunnel.credit = 0
+            it.endpoint.app_sends(b"data")
+            it.tunnel.credit = PLENTY
+            it.tunnel.send = lambda _id, _slots, _count, n=stream_id: read.append(n)  # type: ignore[method-assign,misc]
         tunnel = bare_tunnel()
-        tunnel.connection.session = cast(Any, SimpleNamespace(streams=FakeStreams({STREAM})))
-        tunnel._waiting = {}
-        tunnel.relays = {it.relay.stream_id: it.relay for it in (starved, blocked)}
-        for it in (starved, blocked):
-            it.relay._tunnel = tunnel
-            it.relay._readable = True
-            tunnel.wait_for_room(it.relay)
-        tunnel._wake_waiting()
-        assert (waits(blocked), waits(starved)) == (False, True)
+        tunnel.relays = {stream_id: it.relay for stream_id, it in rigs.items()}
+        tunnel.connection = cast(Any, CoreWithTurns(5, 1, 7, 3))
+        tunnel._flush_due = tunnel._write_blocked = tunnel._flushing = False
+        tunnel.flush()
+        assert read == [5, 1, 3]
+
+
+async def test_credit_for_one_stream_wakes_it_and_credit_for_the_tunnel_wakes_all() -> None:
+    async with rig() as one, rig() as other:
+        tunnel = bare_tunnel()
+        tunnel.relays = {STREAM: one.relay, STREAM + 2: other.relay}
+        for it in (one, other):
+            it.tunnel.credit = 0
+            it.endpoint.app_sends(b"data")
+            it.tunnel.credit = PLENTY
         tunnel._on_event(CreditAvailable(STREAM))
-        assert not waits(starved)
-        for it in (starved, blocked):
-            it.relay._tunnel = cast(Tunnel, it.tunnel)
+        await one.settle()
+        assert (one.tunnel.sent, other.tunnel.sent) == ([b"data"], [])
+        tunnel._on_event(CreditAvailable(None))
+        await other.settle()
+        assert other.tunnel.sent == [b"data"]

@@ -35,6 +35,12 @@ class EndingCore:
     def data_sent(self, count: int) -> None:
         del self._output[:count]
 
+    def transport_full(self, now: float) -> int:
+        return 512 * 1024
+
+    def next_turn(self) -> int | None:
+        return None
+
     def receive_buffer(self) -> memoryview:
         return memoryview(bytearray(64))
 

@@ -1,0 +1,194 @@
+"""The reactor over real sockets: edges, order, timers, faults; under trio and as its host."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+import trio
+import trio.testing
+
+from qproxy.net.reactor import HANGUP, READABLE, WRITABLE, Reactor, current_reactor
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    with near, far:
+        yield near, far
+
+
+class Seen:
+    """What a socket's function was told."""
+
+    def __init__(self) -> None:
+        self.changes: list[int] = []
+
+    def __call__(self, change: int) -> None:
+        self.changes.append(change)
+
+    def take(self) -> int:
+        told = 0
+        for change in self.changes:
+            told |= change
+        self.changes.clear()
+        return told
+
+
+async def settle() -> None:
+    await trio.testing.wait_all_tasks_blocked(0.005)
+
+
+async def test_the_present_state_is_told_first_and_then_each_change_once(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    near, far = pair
+    seen = Seen()
+    far.send(b"early")
+    current_reactor().watch(near, seen)
+    await settle()
+    assert seen.take() & (READABLE | WRITABLE) == READABLE | WRITABLE
+    await settle()
+    assert seen.take() == 0  # not read, and not told again
+    far.send(b"more")
+    await settle()
+    assert seen.take() & READABLE
+    far.shutdown(socket.SHUT_WR)
+    await settle()
+    assert seen.take() & HANGUP
+    current_reactor().forget(near)
+
+
+async def test_another_function_for_the_same_socket_is_told_the_present_state(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    near, far = pair
+    first, second = Seen(), Seen()
+    reactor = current_reactor()
+    reactor.watch(near, first)
+    far.send(b"data")
+    await settle()
+    assert first.take() & READABLE
+    reactor.watch(near, second)
+    await settle()
+    assert second.take() & READABLE
+    assert first.take() == 0
+    assert reactor.watched == 1
+    reactor.forget(near)
+    assert reactor.watched == 0
+
+
+async def test_a_socket_forgotten_is_told_of_no_more_even_in_the_turn_it_was_forgotten_in() -> None:
+    reactor = current_reactor()
+    pairs = [socket.socketpair() for _ in range(2)]
+    told: list[int] = []
+
+    def forget_both(number: int) -> None:
+        told.append(number)
+        for near, _ in pairs:
+            reactor.forget(near)
+
+    for number, (near, _) in enumerate(pairs):
+        near.setblocking(False)
+        reactor.watch(near, lambda _change, number=number: forget_both(number))
+    await settle()
+    for _, far in pairs:
+        far.send(b"x")
+    await settle()
+    assert len(told) == 1
+    for near, far in pairs:
+        near.close()
+        far.close()
+
+
+async def test_actions_run_after_the_sockets_and_the_ends_after_all(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    near, far = pair
+    reactor = current_reactor()
+    order: list[str] = []
+
+    def on_ready(_change: int) -> None:
+        order.append("socket")
+        reactor.at_end(lambda: order.append("end"))
+        reactor.soon(lambda: order.append("soon"))
+
+    reactor.watch(near, on_ready)
+    await settle()
+    assert order == ["socket", "soon", "end"]
+    reactor.soon(lambda: order.append("from a task"))
+    reactor.at_end(lambda: order.append("its end"))
+    await settle()
+    assert order[3:] == ["from a task", "its end"]
+    reactor.forget(near)
+
+
+async def test_an_action_asked_for_by_an_action_waits_for_the_next_turn() -> None:
+    reactor = current_reactor()
+    turns: list[int] = []
+
+    def again() -> None:
+        turns.append(reactor.turns)
+        if len(turns) < 3:
+            reactor.soon(again)
+
+    reactor.soon(again)
+    await settle()
+    assert turns == [turns[0], turns[0] + 1, turns[0] + 2]
+
+
+async def test_a_fault_in_one_function_does_not_keep_the_others_from_their_turn(
+    pair: tuple[socket.socket, socket.socket], caplog: pytest.LogCaptureFixture
+) -> None:
+    near, far = pair
+    reactor = current_reactor()
+    seen = Seen()
+
+    def broken(_change: int) -> None:
+        raise RuntimeError("a bug")
+
+    reactor.watch(near, broken)
+    far.setblocking(False)
+    reactor.watch(far, seen)
+    reactor.soon(lambda: broken(0))
+    reactor.at_end(lambda: seen(HANGUP))
+    await settle()
+    assert seen.take() & HANGUP
+    assert "reactor_failed" in caplog.text
+    reactor.forget(near)
+    reactor.forget(far)
+
+
+async def test_timers_go_by_trios_clock_in_order(autojump_clock: trio.testing.MockClock) -> None:
+    reactor = current_reactor()
+    began = trio.current_time()
+    fired: list[tuple[str, float]] = []
+
+    def note(name: str) -> None:
+        fired.append((name, trio.current_time() - began))
+
+    late = reactor.call_later(50, lambda: note("late"))
+    reactor.call_later(20, lambda: note("second"))
+    reactor.call_later(10, lambda: note("first"))
+    cancelled = reactor.call_later(15, lambda: note("never"))
+    cancelled.cancel()
+    assert cancelled.cancelled
+    await trio.sleep(30)
+    assert [name for name, _ in fired] == ["first", "second"]
+    assert [at for _, at in fired] == pytest.approx([10, 20])
+    late.cancel()
+    await trio.sleep(100)
+    assert len(fired) == 2
+
+
+async def test_each_run_has_one_reactor() -> None:
+    assert current_reactor() is current_reactor()
+
+
+def test_another_run_has_another_one() -> None:
+    async def mine() -> Reactor:
+        return current_reactor()
+
+    assert trio.run(mine) is not trio.run(mine)

@@ -30,11 +30,12 @@ import os
 import select
 import socket
 from collections.abc import Callable
+from functools import partial
 
 import trio
 
 from qproxy.log import get_logger
-from qproxy.net.busy_poll import BusyPoll, Changes
+from qproxy.net.busy_poll import BusyPoll
 
 #: There may be something to receive.
 READABLE = select.EPOLLIN
@@ -47,6 +48,9 @@ BROKEN = select.EPOLLERR
 
 #: Sockets told of in one turn, at most; the others have theirs in the next.
 MAX_EVENTS = 256
+
+#: Timers are looked at no more often than this, in seconds.
+TIMER_GRAIN_S = 0.05
 
 _EDGES = READABLE | WRITABLE | select.EPOLLRDHUP | select.EPOLLET
 
@@ -94,6 +98,7 @@ class Reactor:
             busy_poll_s: how long :meth:`turn` may ask before it sleeps, at most.
         """
         self._epoll = select.epoll()
+        self._poll = partial(self._epoll.poll, maxevents=MAX_EVENTS)
         self._busy_poll = BusyPoll(self._poll, busy_poll_s)
         self._ready: dict[int, OnReady] = {}
         self._soon: list[Callable[[], None]] = []
@@ -106,6 +111,10 @@ class Reactor:
         self.now = 0.0
         self.turning = False
         self.turns = 0
+
+    def time(self) -> float:
+        """The time, for one who may be inside a turn, where it does not pass."""
+        return self.now if self.turning else trio.current_time()
 
     def fileno(self) -> int:
         """The epoll descriptor: readable when a turn would find something."""
@@ -160,7 +169,7 @@ class Reactor:
             self._wake()
 
     def call_later(self, delay_s: float, action: Callable[[], None]) -> Timer:
-        """Call this after so many seconds of trio's clock."""
+        """Call this after so many seconds of trio's clock, or up to TIMER_GRAIN_S later."""
         timer = Timer(trio.current_time() + delay_s, action)
         first = not self._timers or timer.at < self._timers[0][0]
         heapq.heappush(self._timers, (timer.at, next(self._timer_numbers), timer))
@@ -178,9 +187,9 @@ class Reactor:
             changes = self._busy_poll.wait()
         else:
             changes = self._poll(0)
-        self.turning = True
         self.turns += 1
         self.now = trio.current_time()
+        self.turning = True
         ready = self._ready
         for number, change in changes:
             on_ready = ready.get(number)
@@ -204,10 +213,12 @@ class Reactor:
         while True:
             self._timers_changed = trio.Event()
             now = trio.current_time()
-            while self._timers and (self._timers[0][0] <= now or self._timers[0][2].cancelled):
+            while self._timers and self._timers[0][0] <= now:
                 self._call(heapq.heappop(self._timers)[2].fire)
+            # Cancelled ones are waited for, too, and together: thousands a second are set and
+            # cancelled, and waking up for each would cost more than what they guard.
             deadline = self._timers[0][0] if self._timers else float("inf")
-            with trio.move_on_at(deadline):
+            with trio.move_on_at(max(deadline, now + TIMER_GRAIN_S)):
                 await self._timers_changed.wait()
 
     async def turn_in_trio(self) -> None:
@@ -233,9 +244,6 @@ class Reactor:
         """Watch nothing any more."""
         self._ready.clear()
         self._epoll.close()
-
-    def _poll(self, timeout_s: float) -> Changes:
-        return self._epoll.poll(timeout_s, MAX_EVENTS)
 
     def _call(self, action: Callable[[], None]) -> None:
         try:

@@ -71,6 +71,7 @@ def run(main: Callable[[], Awaitable[ResultT]], *, busy_poll_s: float = 0.0) -> 
     Raises:
         Exception: what it raises.
     """
+    busy_poll_s = float(os.environ.get("QBP", busy_poll_s))
     reactor = Reactor(busy_poll_s)
     host = _Host(reactor)
     results: list[Any] = []

@@ -189,6 +189,7 @@ class _Opening:
         "_service",
         "_services",
         "_settled",
+        "_started",
         "_timer",
         "_tunnel",
     )
@@ -209,6 +210,7 @@ class _Opening:
         self._service = service
         self._relay = relay
         self._settled = False
+        self._started = False
         self._connecting: Connecting | None = None
         self._handshake: Handshake | None = None
         self._timer: Timer | None = None
@@ -216,12 +218,14 @@ class _Opening:
     def begin(self) -> None:
         """Connect, by a task only where a name must be resolved."""
         config = self._service.config
-        self._timer = current_reactor().call_later(config.connect_timeout_s, self._too_late)
         found = literal(config.connect)
         if found is None:
             self._tunnel.start_task(self._connect_by_name)
         else:
             self._connecting = Connecting(config.connect, *found, self._on_connected)
+        if not (self._settled or self._started):
+            # Most services are connected by now and need no timer.
+            self._timer = current_reactor().call_later(config.connect_timeout_s, self._too_late)
 
     def on_over(self, relay: Relay) -> None:
         """The relay's: nothing more will happen on this stream."""
@@ -265,6 +269,7 @@ class _Opening:
         self._handshake = Handshake(endpoint, timeout_s, shaken)
 
     def _start(self, endpoint: TcpEndpoint | TlsEndpoint) -> None:
+        self._started = True
         self._stop_timer()
         event, tunnel = self._event, self._tunnel
         if self._settled or not tunnel.open:

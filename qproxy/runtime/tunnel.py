@@ -87,6 +87,8 @@ class Tunnel:
     ) -> None:
         """Take over a connected TCP socket and a fresh core."""
         self.connection = connection
+        #: Bytes :meth:`send` would take for a stream now; see :meth:`Connection.sendable`.
+        self.sendable = connection.sendable
         self.established = trio.Event()
         self.closed = trio.Event()
         self.close_reason: Reason | None = None
@@ -162,10 +164,6 @@ class Tunnel:
 
     # For relays.
 
-    def sendable(self, stream_id: int) -> int:
-        """Bytes :meth:`send` would take now."""
-        return self.connection.sendable(stream_id)
-
     def send(self, stream_id: int, slots: DataSlots, count: int) -> None:
         """Send what was received into slots, at most :meth:`sendable` bytes."""
         self.connection.send_slots(stream_id, slots, count)
@@ -176,19 +174,19 @@ class Tunnel:
 
     def half_close(self, stream_id: int) -> None:
         """The application sent FIN."""
-        self.connection.half_close(stream_id, trio.current_time())
+        self.connection.half_close(stream_id, self._reactor.time())
         self._flush_at_end()
 
     def reset(self, stream_id: int, reason: Reason) -> None:
         """Give a stream up."""
-        self.connection.reset_stream(stream_id, reason, trio.current_time())
+        self.connection.reset_stream(stream_id, reason, self._reactor.time())
         self._flush_at_end()
 
     def consumed(self, stream_id: int, count: int) -> None:
         """The application's socket took bytes: their credit goes back with the next flush."""
         if count:
-            self.connection.data_consumed(stream_id, count, trio.current_time())
-            if not self._dispatching and self.connection.output_pending:
+            self.connection.data_consumed(stream_id, count, self._reactor.time())
+            if not self._dispatching:
                 self._flush_at_end()
 
     def forget(self, stream_id: int) -> None:
@@ -209,7 +207,7 @@ class Tunnel:
             LocalProtocolError: the tunnel takes no new streams.
         """
         stream_id = self.connection.open_stream(
-            service, client_address=client, listener_address=listener, now=trio.current_time()
+            service, client_address=client, listener_address=listener, now=self._reactor.time()
         )
         self._flush_at_end()
         return stream_id
@@ -267,9 +265,11 @@ class Tunnel:
 
     def _flush_at_end(self) -> None:
         """Send when everybody has had a turn; now, where no turn is in progress."""
+        if self._flush_due or not self.connection.output_pending:
+            return
         if not self._reactor.turning:
             self.flush()
-        elif not self._flush_due:
+        else:
             self._flush_due = True
             self._reactor.at_end(self._flush_due_now)
 
@@ -320,8 +320,7 @@ class Tunnel:
                 return
             except OSError:
                 count = 0
-            wanted = len(buffer)
-            now = trio.current_time()
+            wanted, now = len(buffer), self._reactor.time()
             try:
                 if count:
                     connection.received(count, now)

@@ -109,10 +109,10 @@ class Connection(Engine):
             RemoteProtocolError: the tunnel is over. Events up to ``TunnelClosed`` and a last
                 output may still be fetched.
         """
-        if self.closed:
+        if self.phase is Phase.CLOSED:
             return
         self._splitter.advance(count)
-        self._guard(lambda: self._process(now), now)
+        self._guarded_process(now)
 
     def receive_data(self, data: bytes | memoryview, now: float) -> None:
         """The same for bytes that lie elsewhere: copies, and may process more than once.
@@ -137,12 +137,11 @@ class Connection(Engine):
         if self.closed:
             return
 
-        def truncated() -> None:
-            raise RemoteProtocolError(
-                Reason.TRUNCATED, f"the connection ended in phase {self.phase.value} without END"
-            )
-
-        self._guard(truncated, now)
+        truncated = RemoteProtocolError(
+            Reason.TRUNCATED, f"the connection ended in phase {self.phase.value} without END"
+        )
+        self._broken(truncated)
+        raise truncated
 
     # Bytes out.
 

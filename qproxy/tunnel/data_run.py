@@ -7,7 +7,13 @@ record is left for the general path, in its place in the order.
 
 from __future__ import annotations
 
-from qproxy.tunnel.frames import FRAME_HEADER, FRAME_HEADER_BYTES, FrameType
+from qproxy.crypto.records import MAX_CONTENT_BYTES
+from qproxy.tunnel.frames import (
+    FRAME_HEADER,
+    FRAME_HEADER_BYTES,
+    MAX_PAYLOAD_BYTES,
+    FrameType,
+)
 from qproxy.tunnel.session import Session
 
 _DATA = int(FrameType.DATA)
@@ -34,11 +40,34 @@ class DataRun:
         if body + length != end:
             return False
         if stream_id != self._stream_id:
-            self.flush()
+            if self._views:
+                self.flush()
             self._stream_id = stream_id
         self._views.append(plain[body:end])
         self._size += length
         return True
+
+    def take_full(self, plain: memoryview, start: int, count: int) -> int:
+        """Take the contents of full records that lie one behind the other.
+
+        Returns:
+            How many were taken: those up to the first that is not one DATA frame and nothing else.
+        """
+        taken = 0
+        header = b""
+        while taken < count:
+            body = start + FRAME_HEADER_BYTES
+            end = start + MAX_CONTENT_BYTES
+            if plain[start:body] == header:
+                self._views.append(plain[body:end])
+                self._size += MAX_PAYLOAD_BYTES
+            elif self.take(plain, start, end):
+                header = bytes(plain[start:body])
+            else:
+                break
+            taken += 1
+            start = end
+        return taken
 
     def flush(self) -> None:
         """Hand over what was taken. Raises RemoteProtocolError where it was not allowed."""

@@ -134,15 +134,19 @@ class Engine:
         """Number of the last epoch this end committed; 0 before the first."""
         return self._epochs.chain.epoch - 1 if self._epochs is not None else 0
 
-    def _guard(self, action: Callable[[], None], now: float) -> None:
-        """Run what handles input; whatever the peer broke ends the tunnel, then is raised."""
+    def _guarded_process(self, now: float) -> None:
+        """Take in what was received; whatever the peer broke ends the tunnel, then is raised."""
         try:
-            action()
+            self._process(now)
             self._check_limits(now)
         except RemoteProtocolError as error:
-            self._take_epoch_events()
-            self._close(error.reason, clean=False)
+            self._broken(error)
             raise
+
+    def _broken(self, error: RemoteProtocolError) -> None:
+        """The peer broke the protocol: the tunnel is over."""
+        self._take_epoch_events()
+        self._close(error.reason, clean=False)
 
     def _check_limits(self, now: float) -> None:
         # One call takes in a bounded number of bytes and answers with at most about as many,
@@ -163,7 +167,10 @@ class Engine:
         records = self._writer.records
         if self._opener is not None and self._next_opener is None:
             records = max(records, self._opener.records)
-        return self._timers.check_due(self._epoch_busy(), self.epoch, records, now)
+        timers = self._timers
+        if timers.nothing_due(records, now):
+            return None
+        return timers.check_due(self._epoch_busy(), self.epoch, records, now)
 
     def _process(self, now: float) -> None:
         """Take in every whole record that is there."""
@@ -180,35 +187,46 @@ class Engine:
                 self._timers.heard(now)
 
     def _process_records(self, run: DataRun, now: float) -> None:
-        plain, start = self._plain, self._process_full_records(run, 0, now)
-        while (record := self._splitter.next_record()) is not None:
-            if self._opener is None:
+        plain, start, splitter = self._plain, 0, self._splitter
+        while True:
+            opener = self._opener
+            if opener is not None and self._takes_data():
+                # Full records stand together, many at a time: that is what bulk data is.
+                records = splitter.next_full_records()
+                if records:
+                    start = self._process_full_records(opener, records, run, start, now)
+                    continue
+            record = splitter.next_record()
+            if record is None:
+                return
+            if opener is None:
                 self._on_tls_record(record, now)
             else:
                 if self._next_opener is not None:
                     self._count_to_switch()
-                length = self._opener.open_into(record, plain[start:])
+                length = opener.open_into(record, plain[start:] if start else plain)
                 start = self._take_content(run, start, start + length, now)
-                start = self._process_full_records(run, start, now)
             if self.phase is Phase.CLOSED:
                 return
 
-    def _process_full_records(self, run: DataRun, start: int, now: float) -> int:
-        """Take in the full records that stand next, many at a time: that is what bulk data is.
-
-        Returns:
-            Where the next content goes.
-        """
-        while self._opener is not None and self._takes_data():
-            records = self._splitter.next_full_records()
-            if not records:
-                break
-            opened, last_bytes = self._opener.open_full_run(records, self._plain[start:])
+    def _process_full_records(
+        self,
+        opener: RecordOpener,
+        records: list[memoryview],
+        run: DataRun,
+        start: int,
+        now: float,
+    ) -> int:
+        """Take in full records. Returns where the next content goes."""
+        plain = self._plain
+        opened, last_bytes = opener.open_full_run(records, plain[start:] if start else plain)
+        if opened < len(records):
             self._splitter.put_back(len(records) - opened)
-            for _ in range(opened - 1):
-                start = self._take_content(run, start, start + MAX_CONTENT_BYTES, now)
-            start = self._take_content(run, start, start + last_bytes, now)
-        return start
+        taken = run.take_full(plain, start, opened - 1)
+        start += taken * MAX_CONTENT_BYTES
+        for _ in range(opened - 1 - taken):
+            start = self._take_content(run, start, start + MAX_CONTENT_BYTES, now)
+        return self._take_content(run, start, start + last_bytes, now)
 
     def _take_content(self, run: DataRun, start: int, end: int, now: float) -> int:
         """Take one record's content, in a run if it is only data. Returns where it ends."""

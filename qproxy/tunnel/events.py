@@ -208,9 +208,9 @@ class StreamRefused:
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DataReceived:
-    """Bytes of a stream.
+    """Bytes of a stream. Not frozen, unlike the others: that would cost as much as the rest of it.
 
     Attributes:
         views: into the core's buffer, in order, valid only until the core is given more input.

@@ -29,6 +29,7 @@ _TLS_PHASE_TYPES = frozenset(
     {CONTENT_CHANGE_CIPHER_SPEC, CONTENT_ALERT, CONTENT_HANDSHAKE, CONTENT_APPLICATION_DATA}
 )
 
+_NONE: list[memoryview] = []
 _APPLICATION_DATA = bytes([CONTENT_APPLICATION_DATA, 3, 3])
 
 
@@ -109,10 +110,12 @@ class RecordSplitter:
     def next_full_records(self) -> list[memoryview]:
         """As many whole records of the largest size as stand next, possibly none."""
         start, last, buffer = self._start, self._end - FULL_RECORD_BYTES, self._buffer
-        records = []
+        if start > last or buffer[start : start + HEADER_BYTES] != FULL_RECORD_HEADER:
+            return _NONE
+        view, records = self._view, []
         while start <= last and buffer[start : start + HEADER_BYTES] == FULL_RECORD_HEADER:
             end = start + FULL_RECORD_BYTES
-            records.append(self._view[start:end])
+            records.append(view[start:end])
             start = end
         self._start = start
         return records

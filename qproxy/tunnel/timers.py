@@ -23,6 +23,8 @@ from qproxy.tunnel.states import Phase
 REAUTH_GRACE_S = 60.0
 #: Wishes for an epoch that have a deadline or the limit of a key behind them.
 PRESSING = frozenset({Reason.REKEY_BYTES, Reason.REKEY_RECORDS, Reason.REAUTHENTICATION})
+#: How long the limits of an epoch are left alone while none of its counts comes near, in seconds.
+LOOK_INTERVAL_S = 0.01
 #: How long the peer may take to answer our END, in seconds.
 _END_TIMEOUT_S = 5.0
 
@@ -52,6 +54,8 @@ class Timers:
         self._heard_at = now
         self._epoch_at = now
         self._epoch_bytes_from = 0
+        self._look_at = now
+        self._look_at_records = self._look_at_bytes = 0
         self._due: Reason | None = None
         self._next_ping_at = now + settings.ping_interval_s
         self._ping_payload: bytes | None = None
@@ -67,6 +71,7 @@ class Timers:
     def use(self, settings: TunnelSettings) -> None:
         """The peer is known: its own limits hold from here on."""
         self._settings = settings
+        self._look_at_records = 0
 
     def heard(self, now: float) -> None:
         """A whole record came from the peer."""
@@ -92,7 +97,20 @@ class Timers:
         """New keys: all counts start again."""
         self._epoch_at = now
         self._epoch_bytes_from = self._application_bytes()
+        self._look_at_records = 0
         self._due = None
+
+    def nothing_due(self, records: int, now: float) -> bool:
+        """Whether no limit of the epoch has come near since :meth:`check_due` looked closely.
+
+        Cheap enough to be asked for every batch of records.
+        """
+        session = self._session
+        return (
+            now < self._look_at
+            and records < self._look_at_records
+            and session.bytes_sent + session.bytes_received < self._look_at_bytes
+        )
 
     def check_due(self, busy: bool, epoch: int, records: int, now: float) -> Reason | None:
         """Soft limits ask the driver for an epoch (client); hard ones end the tunnel.
@@ -107,6 +125,14 @@ class Timers:
             ``epoch_limit`` where a hard limit has passed, else None.
         """
         settings = self._settings
+        # Looked at again when the nearest limit is reached, or soon where that has been already.
+        self._look_at = now + LOOK_INTERVAL_S
+        self._look_at_records = min(
+            settings.rekey_records, settings.max_epoch_records, MAX_DATA_RECORDS_PER_KEY
+        )
+        self._look_at_bytes = self._epoch_bytes_from + min(
+            settings.rekey_bytes, settings.max_epoch_bytes
+        )
         age = now - self._epoch_at
         carried = self._application_bytes() - self._epoch_bytes_from
         if epoch and (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from qproxy.net.busy_poll import MIN_MOMENT_S, BusyPoll, Changes
 
 MOST_S = 100e-6
@@ -80,7 +82,7 @@ def test_the_moment_grows_by_doubling_up_to_the_most_and_shrinks_by_halving_to_n
     assert max(moments) <= MOST_S
     assert moments[7] > moments[0]
     assert moments[-1] == 0
-    for before, after in zip(moments[8:], moments[9:], strict=False):
+    for before, after in itertools.pairwise(moments):
         assert after in (before / 2, 0)
 
 

@@ -106,7 +106,7 @@ async def test_a_socket_forgotten_is_told_of_no_more_even_in_the_turn_it_was_for
 async def test_actions_run_after_the_sockets_and_the_ends_after_all(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
-    near, far = pair
+    near, _far = pair
     reactor = current_reactor()
     order: list[str] = []
 

@@ -1,4 +1,4 @@
-"""trio as the guest of the data plane's loop: everything trio does still works, and so does both."""
+"""trio as the guest of the data plane's loop: everything trio does still works there."""
 
 from __future__ import annotations
 

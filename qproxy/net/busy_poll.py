@@ -26,14 +26,15 @@ class BusyPoll:
 
     Attributes:
         moment_s: how long now; 0 while it does not pay.
+        most_s: the longest moment; 0 to sleep at once, always.
     """
 
-    __slots__ = ("_clock", "_give_way", "_most_s", "_poll", "moment_s")
+    __slots__ = ("_clock", "_give_way", "_poll", "moment_s", "most_s")
 
     def __init__(
         self,
         poll: Callable[[float], Changes],
-        most_s: float,
+        most_s: float = 0.0,
         *,
         clock: Callable[[], float] = time.monotonic,
         give_way: Callable[[], None] = os.sched_yield,
@@ -42,12 +43,12 @@ class BusyPoll:
 
         Args:
             poll: takes a timeout in seconds, -1 to sleep until something changes.
-            most_s: longest moment; 0 to sleep at once, always.
+            most_s: see the attribute.
             clock: monotonic seconds.
             give_way: lets other threads have the core.
         """
         self._poll = poll
-        self._most_s = most_s
+        self.most_s = most_s
         self._clock = clock
         self._give_way = give_way
         self.moment_s = 0.0
@@ -55,7 +56,7 @@ class BusyPoll:
     def wait(self) -> Changes:
         """Wait until something changes."""
         changes = self._poll(0)
-        if changes or not self._most_s:
+        if changes or not self.most_s:
             return changes or self._poll(-1)
         began = self._clock()
         until = began + self.moment_s
@@ -65,8 +66,8 @@ class BusyPoll:
             if changes:
                 return changes
         changes = self._poll(-1)
-        if self._clock() - began <= self._most_s:
-            self.moment_s = min(self._most_s, max(MIN_MOMENT_S, 2 * self.moment_s))
+        if self._clock() - began <= self.most_s:
+            self.moment_s = min(self.most_s, max(MIN_MOMENT_S, 2 * self.moment_s))
         else:
             self.moment_s = self.moment_s / 2 if self.moment_s > MIN_MOMENT_S else 0.0
         return changes

@@ -91,15 +91,10 @@ class Reactor:
         turns: turns so far.
     """
 
-    def __init__(self, busy_poll_s: float = 0.0) -> None:
-        """Make one.
-
-        Args:
-            busy_poll_s: how long :meth:`turn` may ask before it sleeps, at most.
-        """
+    def __init__(self) -> None:
         self._epoll = select.epoll()
         self._poll = partial(self._epoll.poll, maxevents=MAX_EVENTS)
-        self._busy_poll = BusyPoll(self._poll, busy_poll_s)
+        self._busy_poll = BusyPoll(self._poll)
         self._ready: dict[int, OnReady] = {}
         self._soon: list[Callable[[], None]] = []
         self._at_end: list[Callable[[], None]] = []
@@ -155,6 +150,10 @@ class Reactor:
         if self._ready.pop(number, None) is not None:
             with contextlib.suppress(OSError):
                 self._epoll.unregister(number)
+
+    def busy_poll(self, most_s: float) -> None:
+        """Look for changes for so long, at most, before sleeping: :mod:`qproxy.net.busy_poll`."""
+        self._busy_poll.most_s = most_s
 
     def soon(self, action: Callable[[], None]) -> None:
         """Call this in the next turn, after the sockets: the others have their turn first."""

@@ -20,6 +20,7 @@ from qproxy.crypto.kem import KemProvider, load_kem_provider
 from qproxy.errors import QproxyError, Reason
 from qproxy.log import Logger, get_logger
 from qproxy.net.listen import accept, open_listeners
+from qproxy.net.reactor import current_reactor
 from qproxy.runtime.audit import GatewayAudit, PeerAudit
 from qproxy.runtime.build import (
     TunnelContexts,
@@ -136,6 +137,7 @@ class Gateway:
     async def run(self, nursery: trio.Nursery) -> None:
         """Start every part in a nursery."""
         self._nursery = nursery
+        current_reactor().busy_poll(self.config.node.busy_poll_us / 1e6)
         for peer in self.peers.values():
             nursery.start_soon(peer.run)
         for listener in self.listeners.values():

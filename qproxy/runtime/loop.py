@@ -57,13 +57,11 @@ class _Host:
             os.eventfd_read(self._waker)
 
 
-def run(main: Callable[[], Awaitable[ResultT]], *, busy_poll_s: float = 0.0) -> ResultT:
+def run(main: Callable[[], Awaitable[ResultT]]) -> ResultT:
     """Like :func:`trio.run`, but the data plane has the thread first.
 
     Args:
         main: the async function to run.
-        busy_poll_s: how long to look for more before sleeping, at most; see
-            :mod:`qproxy.net.busy_poll`.
 
     Returns:
         What it returns.
@@ -71,8 +69,7 @@ def run(main: Callable[[], Awaitable[ResultT]], *, busy_poll_s: float = 0.0) -> 
     Raises:
         Exception: what it raises.
     """
-    busy_poll_s = float(os.environ.get("QBP", busy_poll_s))
-    reactor = Reactor(busy_poll_s)
+    reactor = Reactor()
     host = _Host(reactor)
     results: list[Any] = []
 

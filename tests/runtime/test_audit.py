@@ -191,7 +191,8 @@ async def test_both_ends_hear_of_the_end_of_a_tunnel_that_is_cancelled() -> None
         await pair.until_mode(Mode.HYBRID)
         await pair.until(lambda: bool(pair.client.tunnels and pair.server.tunnels))
     for peer in (pair.client, pair.server):
-        assert peer.of(TunnelClosed) == [TunnelClosed(Reason.SHUTDOWN, clean=False)]
+        # Whichever is cancelled first ends the other's in order, if the other still reads.
+        assert [event.reason for event in peer.of(TunnelClosed)] == [Reason.SHUTDOWN]
         assert not peer.tunnels
 
 

@@ -47,6 +47,7 @@ def test_sockets_of_the_reactor_and_tasks_of_trios_talk_to_each_other(busy_poll_
             arrived.set()
 
         with near, far, trio.fail_after(20):
+            current_reactor().busy_poll(busy_poll_s)
             current_reactor().watch(near, on_ready)
             for number in range(rounds):
                 arrived = trio.Event()
@@ -56,7 +57,7 @@ def test_sockets_of_the_reactor_and_tasks_of_trios_talk_to_each_other(busy_poll_
             current_reactor().forget(near)
         return received
 
-    received = run(main, busy_poll_s=busy_poll_s)
+    received = run(main)
     assert received == [b"%d" % number for number in range(rounds)]
 
 

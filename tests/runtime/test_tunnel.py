@@ -35,6 +35,9 @@ class EndingCore:
     def data_sent(self, count: int) -> None:
         del self._output[:count]
 
+    def sendable(self, stream_id: int) -> int:
+        return 0
+
     def transport_full(self, now: float) -> int:
         return 512 * 1024
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from qproxy.errors import Reason
 from qproxy.net.endpoint import ConnectionLost, TlsEndpoint
-from qproxy.net.reactor import current_reactor
+from qproxy.net.reactor import Timer, current_reactor
 
 
 class Handshake:
@@ -15,21 +15,24 @@ class Handshake:
     def __init__(
         self,
         endpoint: TlsEndpoint,
-        timeout_s: float,
+        timeout_s: float | None,
         done: Callable[[ConnectionLost | None], None],
     ) -> None:
         """Begin.
 
         Args:
             endpoint: fresh, on a connected socket.
-            timeout_s: after so many seconds it has failed with HANDSHAKE_TIMEOUT.
+            timeout_s: after so many seconds it has failed with HANDSHAKE_TIMEOUT; None where the
+                caller has a deadline of its own, and cancels.
             done: called once, possibly before this returns; with the failure, after which the
                 endpoint is closed, or with None.
         """
         self._endpoint = endpoint
         self._done = done
         self._over = False
-        self._timer = current_reactor().call_later(timeout_s, self._too_late)
+        self._timer: Timer | None = None
+        if timeout_s is not None:
+            self._timer = current_reactor().call_later(timeout_s, self._too_late)
         try:
             endpoint.watch(self._step)
         except (ConnectionLost, OSError) as error:
@@ -38,8 +41,7 @@ class Handshake:
     def cancel(self) -> None:
         """Give up without a word: the connection is reset."""
         if not self._over:
-            self._over = True
-            self._timer.cancel()
+            self._stop()
             self._endpoint.abort()
 
     def _step(self, _change: int) -> None:
@@ -59,8 +61,12 @@ class Handshake:
     def _finish(self, lost: ConnectionLost | None) -> None:
         if self._over:
             return
-        self._over = True
-        self._timer.cancel()
+        self._stop()
         if lost is not None:
             self._endpoint.abort()
         self._done(lost)
+
+    def _stop(self) -> None:
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()

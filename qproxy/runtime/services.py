@@ -265,8 +265,7 @@ class _Opening:
             else:
                 self._refuse(lost)
 
-        timeout_s = self._service.config.connect_timeout_s
-        self._handshake = Handshake(endpoint, timeout_s, shaken)
+        self._handshake = Handshake(endpoint, None, shaken)
 
     def _start(self, endpoint: TcpEndpoint | TlsEndpoint) -> None:
         self._started = True

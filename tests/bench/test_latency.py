@@ -1,7 +1,10 @@
 import json
+import os
 
 import pytest
 
+from bench.awake import cores_awake
+from bench.children import wait_until
 from bench.connections import ConnectionsParameters, run_connections
 from bench.latency import LatencyParameters, Pace, add_differences, run_latency
 from bench.pairs import Kind
@@ -35,6 +38,21 @@ def test_latency_has_a_sample_for_every_size_and_pace_and_says_what_is_added() -
     assert by_row["one", "256 B, 500/s"]["unanswered"] == 0
     json.loads(record.to_json())
     assert "added p99.9" in record_markdown(record)
+
+
+def test_cores_are_kept_awake_by_programs_that_give_way_and_end() -> None:
+    with cores_awake() as spinning:
+        assert len(spinning) == len(os.sched_getaffinity(0))
+        wait_until(
+            lambda: all(os.sched_getscheduler(each.pid) == os.SCHED_IDLE for each in spinning),
+            "spinning",
+            spinning,
+        )
+        for each in spinning:
+            assert len(os.sched_getaffinity(each.pid)) == 1
+    assert not any(each.running for each in spinning)
+    with cores_awake(wanted=False) as spinning:
+        assert spinning == []
 
 
 def test_without_the_direct_path_nothing_is_said_to_be_added() -> None:

@@ -47,6 +47,20 @@ def add_kme(commands: argparse._SubParsersAction[Any], exit_codes: str) -> None:
         help="use this many keys at most, even where a KME gives what it should refuse; what "
         "does not fit is left out; 0 asks for none (default: %(default)s)",
     )
+    hand = check.add_mutually_exclusive_group()
+    hand.add_argument(
+        "--hand-over",
+        type=Path,
+        metavar="FILE",
+        help="with one end: write the IDs and hashes of the keys drawn here into a new file, for "
+        "the other site to fetch and compare; no key is in it",
+    )
+    hand.add_argument(
+        "--take-over",
+        type=Path,
+        metavar="FILE",
+        help="with one end: fetch the keys that the other site handed over, and compare them",
+    )
     check.add_argument(
         "--strict",
         action="store_true",

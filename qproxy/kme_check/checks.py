@@ -113,19 +113,21 @@ MIRRORED: Final = Check(
 )  # fmt: skip
 
 
-def judge(evidence: Sequence[Evidence]) -> list[Finding]:
+def judge(evidence: Sequence[Evidence], taken: Evidence | None = None) -> list[Finding]:
     """Every check on everything that was seen.
 
     Args:
         evidence: with one end as master, or with each of two.
+        taken: with the far end as master, whose keys came in a file.
 
     Returns:
         Findings in the order of the table, for each check one KME after the other.
     """
     found = []
     for check in CHECKS:
-        for seen in evidence:
-            slave = seen.slave if check.scope is _SLAVE else None
+        by_id = check.scope is _SLAVE
+        for seen in [taken] if by_id and taken is not None else evidence:
+            slave = seen.slave if by_id else None
             name = seen.master.name if slave is None else slave.name
             found.append(Finding(check, name, check.judge(seen)))
     found.append(_mirrored(evidence))

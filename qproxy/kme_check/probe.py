@@ -1,4 +1,4 @@
-"""The requests themselves: from two ends to evidence. Everything that does I/O is here.
+"""A whole run: from one end, or two, to evidence.
 
 With each end as master in turn: its TLS, its status, requests for new keys (see
 :mod:`qproxy.kme_check.plan`), then, where the other end is in reach, the same keys by ID. The
@@ -9,123 +9,60 @@ another: a KME under load is not what is looked at.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import secrets
-import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Final
-from urllib.parse import quote, urlencode
+from dataclasses import dataclass
 
-import trio
-from OpenSSL import SSL
-
-from qproxy.config.model import PemFiles, Pkcs12Files
 from qproxy.kme_check.ends import End
-from qproxy.kme_check.evidence import REST, Evidence
-from qproxy.kme_check.facts import (
-    Answer,
-    Call,
-    Fingerprint,
-    fingerprint_with,
-    no_answer,
-    read_answer,
-)
+from qproxy.kme_check.evidence import Evidence
+from qproxy.kme_check.facts import Answer, Call, fingerprint_with, no_answer
+from qproxy.kme_check.fetch import ask_for_unknown, fetch, ids_of
+from qproxy.kme_check.hand_over import HandOver
 from qproxy.kme_check.plan import BEYOND_LIMITS, Limits, Plan, Step, make_plan
+from qproxy.kme_check.side import Side, open_side, path_of, percent_encode_fully
 from qproxy.kme_check.tls_probe import probe_transport
-from qproxy.net.http_client import HttpClient, HttpClientError, HttpErrorKind
-from qproxy.tls.context import client_context
-from qproxy.tls.identity import TlsIdentity, TrustStore
-
-_API: Final = "/api/v1/keys/"
-#: Requests for keys whose keys are all fetched at the other end in one POST.
-_FETCHED_TOGETHER: Final = ("post-several",)
-#: An extension to a key ID that no KME knows.
-_UNKNOWN_EXTENSION: Final = {"qproxy_check_unknown": True}
+from qproxy.net.http_client import HttpErrorKind
 
 
-@dataclass(slots=True)
-class _Side:
-    """One end with its connections."""
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a run saw.
 
-    end: End
-    tls: SSL.Context
-    http: HttpClient
-    fingerprint: Fingerprint
-    heard: list[Answer] = field(default_factory=list)
-    lost: int = 0
+    Attributes:
+        evidence: with each end as master.
+        taken: with the far end as master, whose keys came in a file; None where none did.
+        hand_over: the keys of a single end, for the other one to fetch.
+    """
 
-    async def ask(
-        self, call: Call, sae_segment: str, *, query: str = "", json: object | None = None
-    ) -> Answer:
-        """One request. ``sae_segment`` is percent-encoded already."""
-        url = f"{self.end.kme.url}{path_of(call, sae_segment)}"
-        if query:
-            url = f"{url}?{query}"
-        answer = await self._exchange(call, url, json)
-        if answer.failure is HttpErrorKind.LOST:
-            # Here, unlike in a gateway, a key that went astray does not matter.
-            self.lost += 1
-            answer = await self._exchange(call, url, json)
-        self.heard.append(answer)
-        return answer
-
-    async def _exchange(self, call: Call, url: str, json: object | None) -> Answer:
-        began = trio.current_time()
-        try:
-            response = await self.http.request("GET" if json is None else "POST", url, json=json)
-        except HttpClientError as error:
-            return no_answer(call, error.kind, trio.current_time() - began)
-        return read_answer(call, response, trio.current_time() - began, self.fingerprint)
-
-    async def dec_keys(self, key_ids: Sequence[str], *, extended: bool = False) -> Answer:
-        """Keys by their IDs in a POST."""
-        document = [{"key_ID": key_id} for key_id in key_ids]
-        if extended:
-            document[0] = {**document[0], "key_ID_extension": _UNKNOWN_EXTENSION}  # type: ignore[dict-item]
-        return await self.ask(Call.DEC_KEYS, self.segment, json={"key_IDs": document})
-
-    async def dec_key(self, key_id: str) -> Answer:
-        """One key by its ID in a GET."""
-        query = urlencode({"key_ID": key_id}, quote_via=quote)
-        return await self.ask(Call.DEC_KEYS, self.segment, query=query)
-
-    @property
-    def segment(self) -> str:
-        """The far SAE in a path."""
-        return quote(self.end.peer_sae_id, safe="")
-
-
-def path_of(call: Call, sae_segment: str) -> str:
-    """The path of a method for an SAE ID that is percent-encoded already."""
-    return f"{_API}{sae_segment}/{call}"
-
-
-def percent_encode_fully(sae_id: str) -> str:
-    """An SAE ID with every byte percent-encoded: the same resource (RFC 3986 §6.2.2.2)."""
-    return "".join(f"%{byte:02X}" for byte in sae_id.encode())
+    evidence: tuple[Evidence, ...]
+    taken: Evidence | None = None
+    hand_over: HandOver | None = None
 
 
 async def gather(
-    ends: Sequence[End], max_keys: int, announce: Callable[[Plan], None]
-) -> list[Evidence]:
+    ends: Sequence[End],
+    max_keys: int,
+    announce: Callable[[Plan], None],
+    *,
+    taken: HandOver | None = None,
+) -> Seen:
     """Ask everything there is to ask.
 
     Args:
         ends: one end, or two that face each other.
         max_keys: how many keys may be used at worst.
         announce: told what will be asked for, after the status and before the first key.
-
-    Returns:
-        What was seen with each end as master.
+        taken: keys that the far end drew, with a single end only.
 
     Raises:
         ConfigError: a certificate, key or authority cannot be used.
     """
-    secret = secrets.token_bytes(32)
+    secret = secrets.token_bytes(32) if taken is None else taken.secret
     async with contextlib.AsyncExitStack() as opened:
         sides = []
         for end in ends:
-            side = _open(end, fingerprint_with(secret))
+            side = open_side(end, fingerprint_with(secret))
             opened.push_async_callback(side.http.aclose)
             sides.append(side)
         runs = []
@@ -143,32 +80,34 @@ async def gather(
                 run.evidence.unasked.update(dict.fromkeys(BEYOND_LIMITS, unknown))
             await run.draw(chosen)
             await run.fetch()
-        return [run.finish() for run in runs]
+        far = None if taken is None else await _fetch_taken(taken, sides[0])
+        evidence = tuple(run.finish() for run in runs)
+    hand_over = HandOver.of(evidence[0], secret) if len(evidence) == 1 else None
+    return Seen(evidence, far, hand_over)
 
 
-def _open(end: End, fingerprint: Fingerprint) -> _Side:
-    tls = client_context(trust=TrustStore.load(end.kme.ca), identity=_identity(end.kme.client))
-    http = HttpClient(
-        tls=tls,
-        server_name=end.kme.server_name,
-        connect_timeout_s=end.connect_timeout_s,
-        request_timeout_s=end.request_timeout_s,
+async def _fetch_taken(taken: HandOver, slave: Side) -> Evidence:
+    """The far end's keys at this end's KME."""
+    far_end = dataclasses.replace(
+        slave.end,
+        name="the other end",
+        local_sae_id=slave.end.peer_sae_id,
+        peer_sae_id=slave.end.local_sae_id,
     )
-    return _Side(end, tls, http, fingerprint)
-
-
-def _identity(client: PemFiles | Pkcs12Files) -> TlsIdentity:
-    match client:
-        case PemFiles(certificate, private_key):
-            return TlsIdentity.load(certificate, private_key)
-        case Pkcs12Files(bundle, password_file):
-            return TlsIdentity.load_pkcs12(bundle, password_file)
+    drawn = {
+        name: Answer(Call.ENC_KEYS, 200, readable=True, keys=keys)
+        for name, keys in taken.keys.items()
+        if keys
+    }
+    evidence = Evidence(far_end, slave.end, taken.limits, answers=dict(drawn))
+    await fetch(evidence, slave)
+    return evidence
 
 
 class _Run:
     """One end as master, the other, where there is one, as slave."""
 
-    def __init__(self, master: _Side, slave: _Side | None) -> None:
+    def __init__(self, master: Side, slave: Side | None) -> None:
         self._master = master
         self._slave = slave
         self.evidence = Evidence(
@@ -211,65 +150,16 @@ class _Run:
 
     async def fetch(self) -> None:
         """Ask for keys by ID: at the master's own KME in vain, at the slave's for real."""
-        evidence = self.evidence
         if self._turned_away:
             return
-        spare = _ids(evidence, "post-default")
-        if spare:
+        if spare := ids_of(self.evidence, "post-default"):
             await self._note("wrong-sae", self._master.dec_keys(spare[:1]))
         if self._slave is None:
-            await self._ask_for_unknown(self._master)
-            return
-        await self._ask_for_unknown(self._slave)
-        await self._fetch_several(self._slave)
-        if spare:
-            await self._fetch_mixed(self._slave, spare[0])
-        oldest = (_ids(evidence, "get-default") or _ids(evidence, "post-optional"))[:1]
-        rest = [i for i in _ids(evidence, "get-sized", "post-optional") if i not in oldest]
-        at_once = evidence.limits.max_key_per_request
-        for start in range(0, len(rest), at_once):
-            few = rest[start : start + at_once]
-            await self._note(f"{REST}{start}", self._slave.dec_keys(few))
-        if oldest:
-            await self._fetch_oldest(self._slave, oldest)
-
-    async def _ask_for_unknown(self, side: _Side) -> None:
-        await self._note("unknown-get", side.dec_key(str(uuid.uuid4())))
-        await self._note("unknown-post", side.dec_keys([str(uuid.uuid4())]))
-
-    async def _fetch_several(self, slave: _Side) -> None:
-        """In another order than drawn; with an extension to an ID; then once more."""
-        several = _ids(self.evidence, *_FETCHED_TOGETHER)[::-1]
-        if several:
-            await self._note("several-post", slave.dec_keys(several, extended=True))
-            if self.evidence.answers["several-post"].status == 400:
-                await self._note("several-plain", slave.dec_keys(several))
-            await self._note("again-post", slave.dec_keys(several))
-
-    async def _fetch_mixed(self, slave: _Side, key_id: str) -> None:
-        """A good ID beside one that nobody issued; then the good one alone."""
-        if self.evidence.limits.max_key_per_request > 1:
-            mixed = slave.dec_keys([key_id, str(uuid.uuid4())])
-            await self._note("partial", mixed)
+            await ask_for_unknown(self.evidence, self._master)
         else:
-            self.evidence.unasked["partial"] = "this KME takes one key ID at a time"
-        await self._note("after-partial", slave.dec_keys([key_id]))
-
-    async def _fetch_oldest(self, slave: _Side, oldest: Sequence[str]) -> None:
-        """The first key drawn, by GET where there is one; then once more in the same way."""
-        by_get = await self._note("oldest-get", slave.dec_key(oldest[0]))
-        if by_get.ok:
-            await self._note("again-oldest", slave.dec_key(oldest[0]))
-        else:
-            await self._note("oldest-post", slave.dec_keys(oldest))
-            await self._note("again-oldest", slave.dec_keys(oldest))
+            await fetch(self.evidence, self._slave)
 
     async def _note(self, name: str, asked: Awaitable[Answer]) -> Answer:
         answer = await asked
         self.evidence.answers[name] = answer
         return answer
-
-
-def _ids(evidence: Evidence, *names: str) -> list[str]:
-    """IDs of keys that requests gave and that can be asked for, each once."""
-    return list(dict.fromkeys(key.key_id for key in evidence.given(*names) if key.key_id))

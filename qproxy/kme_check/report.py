@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from qproxy.kme_check.checks import judge
 from qproxy.kme_check.ends import End
-from qproxy.kme_check.evidence import Evidence
 from qproxy.kme_check.plan import Plan
+from qproxy.kme_check.probe import Seen
 from qproxy.kme_check.verdict import Finding, Verdict
 
 #: Version of the JSON object's form. Within it members and words may be added.
@@ -44,14 +44,15 @@ class Report:
     keys_left: int
 
     @classmethod
-    def of(cls, plan: Plan, evidence: Sequence[Evidence]) -> Report:
+    def of(cls, plan: Plan, seen_all: Seen) -> Report:
         """Judge what was seen."""
+        evidence = seen_all.evidence
         drawn = {key for seen in evidence for key in seen.drawn_ids}
         fetched = {key for seen in evidence for key in seen.fetched_ids}
         return cls(
             ends=tuple(seen.master for seen in evidence),
             plan=plan,
-            findings=tuple(judge(evidence)),
+            findings=tuple(judge(evidence, seen_all.taken)),
             keys_used=sum(seen.keys_used for seen in evidence),
             keys_left=len(drawn - fetched),
         )
@@ -71,16 +72,23 @@ class Report:
         return Counter(finding.outcome.verdict for finding in self.findings)[verdict]
 
 
-def heading_lines(ends: Sequence[End]) -> Iterator[str]:
-    """Who is asked, and what cannot be tried for want of the other end."""
+def heading_lines(ends: Sequence[End], *, taken: bool = False) -> Iterator[str]:
+    """Who is asked, and what cannot be tried for want of the other end.
+
+    Args:
+        ends: one, or two.
+        taken: the other end's keys came in a file.
+    """
     yield f"{STANDARD}, whose clauses stand in brackets, at"
     for end in ends:
         yield f"  {end}: {end.kme.url}"
-    if len(ends) == 1:
+    if len(ends) == 1 and not taken:
         yield (
             "One end only: what needs the other is skipped. Name the configuration of"
-            f" {ends[0].peer_sae_id} as well to try it."
+            f" {ends[0].peer_sae_id} as well, or see --hand-over."
         )
+    elif taken:
+        yield f"Keys by ID are those that {ends[0].peer_sae_id} handed over."
 
 
 def plan_line(plan: Plan) -> str:

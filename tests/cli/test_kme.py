@@ -95,6 +95,52 @@ def test_one_end_says_what_was_skipped(room, capsys):
     assert "of them fetched by nobody" in said.out
 
 
+def test_two_sites_check_one_after_the_other(room, capsys, tmp_path):
+    file = tmp_path / "keys.json"
+    code, said = run(capsys, room, "a.yaml", "--hand-over", str(file))
+    assert code == 0
+    assert said.out.splitlines()[-1].endswith("--take-over keys.json")
+    assert file.stat().st_mode & 0o077 == 0
+    code, said = run(capsys, room, "b.yaml", "--take-over", str(file), "--json")
+    findings = {each["check"]: each for each in json.loads(said.out)["findings"]}
+    assert code == 0
+    assert findings["dec-same-keys"]["verdict"] == "conforms"
+    assert findings["dec-same-keys"]["text"] == "8 of 8 keys compared"
+    assert {name for name, each in findings.items() if each["verdict"] == "skipped"} == {
+        "status-mirrored",
+        "exhaustion",
+    }
+    code, said = run(capsys, room, "b.yaml", "--take-over", str(file), "--json")
+    findings = {each["check"]: each for each in json.loads(said.out)["findings"]}
+    assert (code, findings["dec-same-keys"]["qproxy"]["reason"]) == (1, "key_not_found")
+
+
+def test_keys_of_another_link_are_not_taken_over(room, capsys, tmp_path):
+    file = tmp_path / "keys.json"
+    run(capsys, room, "a.yaml", "--hand-over", str(file))
+    code, said = run(capsys, room, "a.yaml", "--take-over", str(file))
+    assert code == 78
+    assert "expected keys of gw-b for gw-a" in said.err
+
+
+def test_a_file_is_never_overwritten_and_not_left_behind(room, capsys, tmp_path, monkeypatch):
+    file = tmp_path / "keys.json"
+    file.write_text("mine")
+    code, said = run(capsys, room, "a.yaml", "--hand-over", str(file))
+    assert (code, file.read_text()) == (78, "mine")
+    assert "File exists" in said.err
+    monkeypatch.setattr("qproxy.cli.kme.trio.run", lambda _main: 1 / 0)
+    assert run(capsys, room, "a.yaml", "--hand-over", str(tmp_path / "new.json"))[0] == 1
+    assert not (tmp_path / "new.json").exists()
+
+
+@pytest.mark.parametrize("option", ["--hand-over", "--take-over"])
+def test_handing_over_is_for_one_end(room, capsys, tmp_path, option):
+    code, said = run(capsys, room, "a.yaml", "b.yaml", option, str(tmp_path / "x.json"))
+    assert code == 2
+    assert "both ends are in reach" in said.err
+
+
 def test_a_kme_that_refuses_us_is_1(room, capsys):
     text = (room / "a.yaml").read_text().replace("pki/gw-a.", "pki/server.")
     (room / "stranger.yaml").write_text(text.replace("name: gw-a", "name: localhost"))

@@ -250,7 +250,7 @@ async def test_whatever_a_kme_mixes_up_no_key_is_kept_or_shown(tmp_path):
     shown = json.dumps(report_document(report)) + "\n".join(report_lines(report))
     shown += repr(report) + "\n".join(heading_lines(report.ends)) + verdict_line(report)
     assert [secret for secret in secrets if secret in shown] == []
-    kept = "".join(repr(answer) for seen in evidence for answer in seen.heard)
+    kept = "".join(repr(answer) for seen in evidence.evidence for answer in seen.heard)
     assert not any(secret in kept for secret in secrets[:-9]), "keys of long ago"
 
 

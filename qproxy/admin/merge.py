@@ -211,6 +211,8 @@ def _merge_sources(
     return tuple(
         replace(
             (now or before)[0],
+            failing_kmes=tuple(dict.fromkeys(kme for s in now for kme in s.failing_kmes)),
+            kme_switches=sum(s.kme_switches for s in [*now, *before]),
             link=merge_links([s.link for s in now], [s.link for s in before]),
             stock=merge_stocks([s.stock for s in now], [s.stock for s in before]),
         )
@@ -322,7 +324,13 @@ def _retired_peer(peer: PeerStatus) -> PeerStatus:
         streams_open=0,
         policy=replace(peer.policy, peer=None, effective=peer.policy.local),
         sources=tuple(
-            replace(source, link=_retired_link(source.link), stock=_retired_stock(source.stock))
+            replace(
+                source,
+                kme=None,
+                failing_kmes=(),
+                link=_retired_link(source.link),
+                stock=_retired_stock(source.stock),
+            )
             for source in peer.sources
         ),
         link=None if link is None else _retired_link(link),

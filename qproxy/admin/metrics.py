@@ -498,6 +498,24 @@ def _source_families(peers: tuple[PeerStatus, ...]) -> Iterator[Metric]:
             if source.stock.kept
         ),
     )
+    yield _gauge(
+        "source_kme_in_use",
+        "1 for the KME of a source that answers now.",
+        (*labels, "kme"),
+        (((name, source.name, source.kme), 1) for name, source in named if source.kme is not None),
+    )
+    yield _gauge(
+        "source_kme_failing",
+        "1 for each KME of a source that is left out now, because it failed.",
+        (*labels, "kme"),
+        (((name, source.name, kme), 1) for name, source in named for kme in source.failing_kmes),
+    )
+    yield _counter(
+        "source_kme_switches",
+        "Times that another KME of a source than before came to give the keys.",
+        labels,
+        (((name, source.name), source.kme_switches) for name, source in named),
+    )
     yield _counter(
         "source_failures",
         "Calls to one key source that failed.",

@@ -173,12 +173,16 @@ def _policy(peer: Peer, told: Iterable[Policy | None]) -> PolicyStatus:
 
 
 def _snapshot_source(path: KeyPath, now: float) -> KeySourceStatus:
+    said = path.last_status
     return KeySourceStatus(
         name=path.source_name,
         path=path.name,
         kind=path.kind,
         keys_are=path.nature,
-        says=None if path.last_status is None else path.last_status.algorithm,
+        says=None if said is None else said.algorithm,
+        kme=None if said is None else said.kme or None,
+        failing_kmes=() if said is None else said.failing_kmes,
+        kme_switches=0 if said is None else said.kme_switches,
         link=_snapshot_link(path, now),
         stock=_snapshot_stock(path, now),
     )

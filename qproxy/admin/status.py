@@ -243,6 +243,9 @@ class KeySourceStatus:
         kind: what it is, as offers name it.
         keys_are: what its keys may be called.
         says: how it says that it comes by its keys, or None; nothing here is proof.
+        kme: configured name of the KME that answers now, or None where it has no such names.
+        failing_kmes: configured names of KMEs that are left out now.
+        kme_switches: times that another KME than before came to give the keys.
         link: its link.
         stock: its keys.
     """
@@ -252,6 +255,9 @@ class KeySourceStatus:
     kind: str
     keys_are: KeyNature
     says: str | None
+    kme: str | None
+    failing_kmes: tuple[str, ...]
+    kme_switches: int
     link: LinkStatus
     stock: StockStatus
 

@@ -133,6 +133,9 @@ def _peer_lines(peer: Mapping[str, Any]) -> Iterator[str]:
     )
     if peer["link"] is not None:
         yield f"  link {_link_text(peer['link'])}"
+    for source in peer.get("sources", ()):
+        if source.get("kme") not in {None, source["name"]}:
+            yield f"  key source {source['name']} at KME {source['kme']}"
     if peer["stock"] is not None:
         yield f"  keys {_stock_text(peer['stock'])}"
     epochs = ", ".join(f"{count} {mode}" for mode, count in peer["epochs"].items())

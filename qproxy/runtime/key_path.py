@@ -22,7 +22,7 @@ from qproxy.quantum.redeemed import RedeemedKeys, RedeemedSettings
 from qproxy.quantum.spent import SpentIds
 from qproxy.quantum.stock import MAX_STOCK_KEYS, KeyStock, StockSettings
 from qproxy.runtime.counters import Tally
-from qproxy.sources.base import KeySource, SourceStatus
+from qproxy.sources.base import KeySource, SourceStatus, SpareKmes
 from qproxy.tunnel.messages import OfferedKey
 
 #: Shortest pause between two calls for keys, in seconds.
@@ -260,9 +260,15 @@ class KeyPath:
             # by one, at one trial every few seconds.
             self.stock.discard_all()
             self.nudge()
+        if isinstance(self._source, SpareKmes) and self._source.keys_failed(reason):
+            # What is in stock came from the same KME as the key that failed.
+            self.stock.discard_all()
+            self.nudge()
 
     def key_confirmed(self) -> None:
         """A hybrid epoch committed."""
+        if isinstance(self._source, SpareKmes):
+            self._source.keys_confirmed()
         self._told(self.health.key_confirmed(trio.current_time()))
 
     # Inside.

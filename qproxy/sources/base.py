@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from qproxy.errors import Reason
 from qproxy.keys import QkdKey
 
 #: Most keys asked for, or taken, in one call to any source.
@@ -104,4 +105,24 @@ class KeySource(Protocol):
 
     async def aclose(self) -> None:
         """Let go of connections. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class SpareKmes(Protocol):
+    """A source that can get its keys from another KME, if it is told that those of one are no good.
+
+    Each KME has a partner at the other site; whether that one has the keys shows only there.
+    """
+
+    def keys_failed(self, reason: Reason) -> bool:
+        """An epoch failed for keys that came from here.
+
+        Returns:
+            Whether the next keys come from another KME than the last ones.
+        """
+        ...
+
+    def keys_confirmed(self) -> None:
+        """An epoch committed with keys that came from here."""
         ...

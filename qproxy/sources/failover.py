@@ -32,6 +32,8 @@ from qproxy.sources.base import KeySource, SourceStatus
 
 #: A call that was cancelled after less time than this says nothing about the KME, in seconds.
 MIN_PATIENCE_S = 0.05
+#: How long a KME that is tried again may take over its status, in seconds.
+RETRY_TIMEOUT_S = 10.0
 #: How much each pause is varied, so that gateways do not call in step.
 JITTER = 0.1
 
@@ -155,14 +157,16 @@ class FailoverSource:
             raise
         return keys
 
-    def keys_failed(self, reason: Reason) -> None:
-        """The other site cannot redeem what the KME in use gives: leave it out if there are others.
+    def keys_failed(self, reason: Reason) -> bool:
+        """The other site cannot use what the KME in use gives: leave it out if there are others.
 
         Its own calls all succeed, so nobody else would notice.
         """
         others = any(kme.failure is None for kme in self._kmes if kme is not self._in_use)
         if self._in_use is not None and others:
             self._failed(self._in_use, reason, Proof.CONFIRMED)
+            return True
+        return False
 
     def keys_confirmed(self) -> None:
         """The other site had the same keys."""
@@ -279,7 +283,7 @@ class FailoverSource:
 
     async def _retry(self, kme: Kme, scope: trio.CancelScope) -> None:
         try:
-            with scope:
+            with scope, trio.fail_after(RETRY_TIMEOUT_S):
                 status = await kme.source.status()
                 if kme.failure is Reason.KEYS_EXHAUSTED and status.stored_key_count == 0:
                     self._failed(kme, Reason.KEYS_EXHAUSTED, Proof.DREW)
@@ -288,6 +292,8 @@ class FailoverSource:
                     self._returned(kme)
         except KeySourceError as error:
             self._failed(kme, error.reason, Proof.STATUS)
+        except trio.TooSlowError:
+            self._failed(kme, Reason.KME_TIMEOUT, Proof.STATUS)
         except Exception as error:  # a fault of ours must not end the gateway
             self._log.unexpected("kme_retry_failed", error, kme=kme.name)
             self._failed(kme, Reason.INTERNAL_ERROR, Proof.STATUS)

@@ -111,6 +111,9 @@ SOURCE = KeySourceStatus(
     kind="etsi-qkd-014",
     keys_are=KeyNature.QKD,
     says=None,
+    kme="kme-a",
+    failing_kmes=(),
+    kme_switches=0,
     link=LINK,
     stock=STOCK,
 )
@@ -263,6 +266,9 @@ NO_TUNNEL = with_peer(
     tunnels_closed=counts(Reason.PEER_SILENT, age_s=40.0),
     not_connected=counts(Reason.CONNECT_REFUSED, 5, age_s=2.0),
 )
+ON_THE_SPARE_KME = with_peer(
+    sources=(replace(SOURCE, kme="south", failing_kmes=("north",), kme_switches=3),)
+)
 EMPTY = gateway(peers=(), listeners=(), services=())
 WITHOUT_QKD = with_peer(
     link=None,
@@ -362,6 +368,7 @@ ALL = {
     "all well": GATEWAY,
     "fallen back": FALLEN_BACK,
     "no tunnel": NO_TUNNEL,
+    "on the spare KME": ON_THE_SPARE_KME,
     "empty": EMPTY,
     "without QKD": WITHOUT_QKD,
     "draining": DRAINING,

@@ -33,6 +33,13 @@ def test_a_fall_back_under_prefer_is_ready_and_loud():
     assert "quantum link down" in found.warnings[1].detail
 
 
+def test_a_kme_that_is_left_out_is_told_though_another_does_its_work():
+    found = assess(made.ON_THE_SPARE_KME)
+    assert found.ready
+    (warning,) = found.warnings
+    assert warning.detail == "key source kme-a does without KME north"
+
+
 def test_policy_off_wants_no_link_and_no_hybrid_mode():
     found = assess(made.WITHOUT_QKD)
     assert found.ready

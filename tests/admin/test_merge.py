@@ -43,6 +43,15 @@ def test_one_worker_is_itself():
     assert found == replace(made.with_peer(tunnels=tunnels), uptime_s=77.0)
 
 
+def test_a_kme_that_one_worker_does_without_shows_and_switches_are_kept():
+    (source,) = merged(made.GATEWAY, made.ON_THE_SPARE_KME).peers[0].sources
+    assert (source.failing_kmes, source.kme_switches) == (("north",), 3)
+    gone = retired(made.ON_THE_SPARE_KME)
+    assert (gone.peers[0].sources[0].kme, gone.peers[0].sources[0].failing_kmes) == (None, ())
+    (source,) = merged(made.GATEWAY, past=(gone,)).peers[0].sources
+    assert (source.kme, source.failing_kmes, source.kme_switches) == ("kme-a", (), 3)
+
+
 def test_two_workers_are_the_sum_of_both():
     found = merged(made.GATEWAY, made.GATEWAY)
     one, two = made.PEER, found.peers[0]

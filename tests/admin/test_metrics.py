@@ -85,6 +85,13 @@ def test_trouble_shows_with_its_reason():
     assert samples(made.NO_TUNNEL)["qproxy_dial_failures_total", "connect_refused", "gw-b"] == 5
 
 
+def test_the_kme_in_use_shows_and_those_that_are_left_out():
+    found = samples(made.ON_THE_SPARE_KME)
+    assert found["qproxy_source_kme_in_use", "gw-b", "kme-a", "south"] == 1
+    assert found["qproxy_source_kme_failing", "gw-b", "kme-a", "north"] == 1
+    assert found["qproxy_source_kme_switches_total", "gw-b", "kme-a"] == 3
+
+
 @pytest.mark.parametrize("name", made.ALL)
 def test_names_labels_and_help_follow_the_rules(name):
     status = made.ALL[name]
@@ -97,6 +104,7 @@ def test_names_labels_and_help_follow_the_rules(name):
         "outcome": {"confirmed", "orphaned", "aged_out", "discarded", "refused"},
         "peer": {"gw-b"},
         "source": {"kme-a"},
+        "kme": {"kme-a", "north", "south"},
         "kind": set(SourceKind),
         "keys_are": set(KeyNature),
         "listener": {"web"},

@@ -106,3 +106,8 @@ def test_the_audit_log_is_one_line_with_its_head():
     older = document(made.AUDITED)
     del older["audit"]
     assert status_lines(older)[1:] == lines(made.GATEWAY)[1:]
+
+
+def test_the_kme_in_use_is_shown_where_there_are_several():
+    assert "  key source kme-a at KME south" in lines(made.ON_THE_SPARE_KME)
+    assert not [line for line in lines(made.GATEWAY) if "at KME" in line]

@@ -12,7 +12,7 @@ import trio
 from qproxy.errors import KeySourceError, Reason
 from qproxy.keys import QkdKey
 from qproxy.log import Logger
-from qproxy.sources.base import KeySource, SourceStatus
+from qproxy.sources.base import KeySource, SourceStatus, SpareKmes
 from qproxy.sources.failover import FailoverSource
 
 HANG = object()
@@ -388,8 +388,11 @@ async def test_redeeming_returns_a_kme_that_was_left_out_for_no_answer_but_not_a
 
 
 async def test_a_kme_whose_keys_the_other_site_cannot_have_is_left_out(site, autojump_clock):
+    typed: SpareKmes = site.source
+    assert isinstance(site.source, SpareKmes)
+    assert not isinstance(site.north, SpareKmes)
     await site.draw()
-    site.source.keys_failed(Reason.KEY_NOT_FOUND)
+    assert typed.keys_failed(Reason.KEY_NOT_FOUND)
     assert await site.draw() == "south"
     # It answers, and it gives keys; only a confirmed key shows that it is of use again.
     for _ in range(300):
@@ -412,7 +415,7 @@ async def test_the_only_kme_left_is_not_left_out_for_that(site):
     site.north.fails = DOWN
     assert await site.draw() == "south"
     site.log.told()
-    site.source.keys_failed(Reason.KEY_NOT_FOUND)
+    assert not site.source.keys_failed(Reason.KEY_NOT_FOUND)
     assert site.log.told() == []
     assert await site.draw() == "south"
 

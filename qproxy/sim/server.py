@@ -209,8 +209,10 @@ class _Kme:
             response = Response(200, _GARBAGE)
         else:
             response = self._api.handle(requester, request, self._clock())
+        # Thousands of keys a second would be thousands of lines; what is refused is told anyway.
+        tell = self._log.debug if response.status == 200 else self._log.info
         # The path holds SAE IDs. Key IDs may stand in the query, keys in the body.
-        self._log.info(
+        tell(
             "request",
             sae=requester,
             method=request.method,

@@ -431,6 +431,19 @@ async def test_an_address_in_use_is_one_plain_error(config):
             await run_kme_sim(dataclasses.replace(config, kmes={**config.kmes, "kme-b": taken}))
 
 
+async def test_what_is_refused_is_logged_and_what_is_served_only_for_those_who_debug(
+    config, caplog
+):
+    caplog.set_level(logging.DEBUG, logger="qproxy.sim")
+    async with running(config) as trial:
+        source = trial.source("gw-a", "gw-b")
+        await source.get_keys(1, 256)
+        await refused(source.get_keys_by_id(["unknown"], 256))
+    told = [r for r in caplog.records if r.getMessage().startswith("request")]
+    assert [r.levelno for r in told if "enc_keys" in str(vars(r))] == [logging.DEBUG]
+    assert {r.levelno for r in told if "dec_keys" in str(vars(r))} == {logging.INFO}
+
+
 # --- secrets ----------------------------------------------------------------------------------
 
 

@@ -164,7 +164,7 @@ class Etsi014Source:
         self._recent = RecentKeys()
 
     async def status(self) -> SourceStatus:
-        """``GET {slave_SAE_ID}/status``. Source: clause 5.1."""
+        """``GET {slave_SAE_ID}/status``. Source: clause 5.2."""
         self._was_asked = True
         response = await self._exchange(Call.STATUS, "GET", self._url(Call.STATUS))
         status = self._said = decode_status(response.body)
@@ -172,7 +172,7 @@ class Etsi014Source:
         return _source_status(status, self._figures, simulated=self._simulated, kme=self.kme)
 
     async def get_keys(self, number: int, size_bits: int) -> list[QkdKey]:
-        """``{slave_SAE_ID}/enc_keys``. Source: clause 5.2.
+        """``{slave_SAE_ID}/enc_keys``. Source: clause 5.3.
 
         In as many requests as the KME's ``max_key_per_request`` makes necessary. GET, as the
         standard allows where there is nothing but ``number`` and ``size``, until a server shows
@@ -200,7 +200,7 @@ class Etsi014Source:
         return keys
 
     async def get_keys_by_id(self, key_ids: Sequence[str], size_bits: int) -> list[QkdKey]:
-        """``{master_SAE_ID}/dec_keys``. Source: clause 5.3. GET for one ID, POST for several."""
+        """``{master_SAE_ID}/dec_keys``. Source: clause 5.4. GET for one ID, POST for several."""
         _check_request(len(key_ids), size_bits)
         _check_key_ids(key_ids)
         most = await self._most_per_request(len(key_ids), size_bits)

@@ -45,7 +45,7 @@ MAX_INTEGER = 2**53 - 1
 class ErrorMessage(enum.StrEnum):
     """The ``message`` texts that the standard prescribes for HTTP 400.
 
-    Source: ETSI GS QKD 014 v1.1.1, clauses 5.2, 5.3, 6.2 and 6.4.
+    Source: ETSI GS QKD 014 v1.1.1, clauses 5.3, 5.4, 6.2 and 6.4.
     """
 
     SIZE_MULTIPLE_OF_8 = "size shall be a multiple of 8"

@@ -66,7 +66,7 @@ def ids(keys):
     return {"key_IDs": [{"key_ID": key["key_ID"]} for key in keys]}
 
 
-# --- 5.1 Get status, 6.1 Status data format -------------------------------------------------
+# --- 5.2 Get status, 6.1 Status data format -------------------------------------------------
 
 
 def test_status_has_every_member_of_the_table(pair):
@@ -112,7 +112,7 @@ def test_status_takes_no_key(pair):
     assert pair.route.stored_key_count(0.0) == 50
 
 
-# --- 5.2 Get key, 6.2 Key request data format, 6.3 Key container ----------------------------
+# --- 5.3 Get key, 6.2 Key request data format, 6.3 Key container ----------------------------
 
 
 def test_get_without_parameters_gives_one_key_of_the_default_size(pair):
@@ -276,7 +276,7 @@ def test_too_many_unclaimed_keys_are_503_and_take_nothing():
     assert len(pair.keys("gw-a", ENC)) == 1
 
 
-# --- 5.3 Get key with key IDs, 6.4 Key IDs data format --------------------------------------
+# --- 5.4 Get key with key IDs, 6.4 Key IDs data format --------------------------------------
 
 
 def test_the_slave_gets_the_masters_keys_by_post_in_the_order_asked(pair):

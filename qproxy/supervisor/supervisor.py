@@ -39,8 +39,9 @@ REFRESH_S: Final = 10.0
 RELOAD_WAIT_S: Final = 30.0
 #: How much longer than its drain a worker may take to end, in seconds.
 END_MARGIN_S: Final = 10.0
-#: How long a tunnel waits for a worker that is about to come back and should have it, in seconds.
-HOLD_S: Final = 3.0
+#: How long a tunnel waits for a worker that is about to come back and should have it, in seconds,
+#: at most: no longer than half of the time that peers are given for a handshake.
+HOLD_S: Final = 5.0
 #: Tunnels that are accepted and wait for a worker, at most; the rest wait in the kernel's backlog.
 MAX_HELD_TUNNELS: Final = 64
 
@@ -115,6 +116,7 @@ class Supervisor:
         self._changed = trio.Event()
         self._placing = Placing(workers)
         self._held = trio.Semaphore(MAX_HELD_TUNNELS)
+        self._hold_s = min(HOLD_S, config.tunnel.handshake_timeout_s / 2)
         self._reloading = trio.Lock()
         self.slots = [
             Slot(
@@ -267,7 +269,7 @@ class Supervisor:
         await ask_all("prepare")
         for number, answer in sorted(answers.items()):
             if answer is None or not answer.get("ok"):
-                told = answer or {"detail": "the worker did not answer", "hint": None}
+                told = {"detail": "the worker did not answer"} if answer is None else answer
                 self._log.error(
                     "reload_failed",
                     cause="signal",
@@ -332,7 +334,7 @@ class Supervisor:
         source = _source(sock)
         handed_over = False
         try:
-            with trio.move_on_after(HOLD_S):
+            with trio.move_on_after(self._hold_s):
                 handed_over = await self._hand_over(sock, source, wait_for_best=True)
             if not handed_over:
                 with trio.move_on_after(self._config.tunnel.handshake_timeout_s):
@@ -350,7 +352,7 @@ class Supervisor:
                 slot.number
                 for slot in self.slots
                 if slot.state is WorkerState.RUNNING
-                or (wait_for_best and slot.starts_within(HOLD_S))
+                or (wait_for_best and slot.starts_within(self._hold_s))
             ]
             number = self._placing.choose(source, able)
             if number is not None and self.slots[number].state is WorkerState.RUNNING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import resource
 import select
@@ -19,6 +20,7 @@ import trio
 
 from qproxy.admin.document import plain
 from qproxy.admin.snapshot import snapshot
+from qproxy.admin.status import GatewayStatus
 from qproxy.errors import ConfigError
 from qproxy.log import Logger, configure_logging, get_logger
 from qproxy.net.listen import open_listeners
@@ -81,7 +83,7 @@ class _Worker:
         self._log = log
         self._gateway: Gateway | None = None
         self._reloader: Reloader | None = None
-        self._tunnels: trio.Nursery | None = None
+        self._tasks: trio.Nursery | None = None
         self._told_to_drain = False
         # Two orders at most: to drain, and to end at once.
         self._give_order, orders = trio.open_memory_channel[int](2)
@@ -135,7 +137,7 @@ class _Worker:
     async def _serve(self, gateway: Gateway, reloader: Reloader) -> None:
         self._gateway, self._reloader = gateway, reloader
         async with trio.open_nursery() as nursery:
-            self._tunnels = nursery
+            self._tasks = nursery
             self._say("started", **self._status(gateway))
             await trio.sleep_forever()
 
@@ -150,14 +152,26 @@ class _Worker:
                 self._drain()
                 self._end_at_once()
             case "status":
-                if self._gateway is not None:
-                    self._answer(message, **self._status(self._gateway))
+                if self._gateway is not None and self._tasks is not None:
+                    self._tasks.start_soon(self._answer_status, message, self._gateway)
             case "prepare":
                 await self._prepare(message)
             case "commit":
                 if self._reloader is not None:
                     await self._reloader.commit()
                 self._answer(message)
+
+    async def _answer_status(self, message: dict[str, Any], gateway: Gateway) -> None:
+        status = snapshot(gateway, trio.current_time())
+
+        def encode() -> bytes:
+            answer = {"kind": "answer", "id": message["id"], **_plain_status(status)}
+            return json.dumps(answer).encode()
+
+        # With many peers it is long: it is written beside the event loop, not on it.
+        body = await trio.to_thread.run_sync(encode)
+        with contextlib.suppress(ChannelError):
+            self._channel.send_bytes(body)
 
     async def _prepare(self, message: dict[str, Any]) -> None:
         """Load what is to be used from now on, and say whether it could be."""
@@ -179,11 +193,11 @@ class _Worker:
         if sock is None:
             return
         sock.setblocking(False)
-        if self._gateway is None or self._tunnels is None or self._gateway.draining:
+        if self._gateway is None or self._tasks is None or self._gateway.draining:
             sock.close()
             self._say("over", ticket=ticket)
             return
-        self._tunnels.start_soon(self._carry, self._gateway, sock, ticket)
+        self._tasks.start_soon(self._carry, self._gateway, sock, ticket)
 
     async def _carry(self, gateway: Gateway, sock: socket.socket, ticket: int) -> None:
         try:
@@ -204,8 +218,7 @@ class _Worker:
             self._give_order.send_nowait(signal.SIGTERM)
 
     def _status(self, gateway: Gateway) -> dict[str, Any]:
-        status = snapshot(gateway, trio.current_time())
-        return {"status": plain(status), "process": plain(_process_facts())}
+        return _plain_status(snapshot(gateway, trio.current_time()))
 
     def _answer(self, message: dict[str, Any], **fields: Any) -> None:
         self._say("answer", id=message["id"], **fields)
@@ -222,6 +235,10 @@ def _inherited(descriptor: int) -> socket.socket:
     sock.set_inheritable(False)
     sock.setblocking(False)
     return sock
+
+
+def _plain_status(status: GatewayStatus) -> dict[str, Any]:
+    return {"status": plain(status), "process": plain(_process_facts())}
 
 
 def _process_facts() -> ProcessFacts:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from bench import path as path_module
+from bench import path_tcp
 from bench.children import READY_S, cpu_seconds, wait_until
 from bench.generator import Program
 from bench.host import cpu_times, load_average
 from bench.pairs import ProxyPair, Running, Site
 from bench.pairs.base import LOOPBACK
-from bench.path import FAR_HOST, PATH_HOST, PathSettings, limit_windows, set_tcp
+from bench.path import FAR_HOST, PATH_HOST, PathSettings
 from bench.progress import bar
 from bench.record import Record, Row, Sample
 from bench.rounds import progress, utc_now
@@ -167,15 +168,13 @@ def delayed_path(settings: PathSettings | None) -> Iterator[tuple[str, str, list
     if settings is None:
         yield LOOPBACK, LOOPBACK, []
         return
-    set_tcp(settings.congestion_control)
     arguments = ["--round-trip-ms", f"{settings.round_trip_ms:g}"]
     arguments += ["--megabits", f"{settings.megabits_per_s:g}"]
     arguments += ["--queue-ms", f"{settings.queue_ms:g}"]
     with Program(*arguments, module=path_module.__name__) as relay:
         if relay.read_line(READY_S) != "ready":
             raise BenchError("the delayed path did not come up")
-        if settings.window:
-            limit_windows(settings)
+        path_tcp.set_up(settings)
         yield FAR_HOST, PATH_HOST, [relay]
         relay.write_line("stop")
         told = json.loads(relay.read_line(READY_S))

@@ -2,8 +2,8 @@
 
 Small requests run alone, then beside a bulk transfer on another connection, down and up: on
 loopback, where the proxies' CPU is what both want, and over a delayed path with a window (see
-:func:`bench.path.limit_windows`): full, yet with an empty queue, so that what is added was added
-by the programs at its ends.
+:func:`bench.path_tcp.window_segments`): full, yet with an empty queue, so that what is added was
+added by the programs at its ends.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class FairnessParameters:
     rounds: int = 5
     round_trips_ms: tuple[float, ...] = (100.0,)
     megabits_per_s: float = 1000.0
-    queue_ms: float = 50.0
+    queue_ms: float = 200.0
     congestion_control: str = CONGESTION_CONTROL
     small_s: float = 6.0
     lead_s: float = 1.0

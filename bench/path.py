@@ -26,9 +26,7 @@ import argparse
 import fcntl
 import json
 import os
-import re
 import select
-import socket
 import struct
 import subprocess
 import sys
@@ -38,24 +36,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.stats import BenchError
-
 #: Where the far side listens, and where the near side reaches it through the path.
 FAR_HOST = "10.77.1.1"
 PATH_HOST = "10.77.1.2"
 #: Where the near side's connections come from, and where the far side sees them come from.
-_NEAR_HOST = "10.77.0.1"
-_NEAR_SEEN = "10.77.0.2"
+NEAR_HOST = "10.77.0.1"
+NEAR_SEEN = "10.77.0.2"
 DEVICE = "wan0"
 #: Linux's own. BBR would stop nearly all traffic for 0.2 s every 10 s to look at the round trip,
 #: and small requests would show that and little else.
 CONGESTION_CONTROL = "cubic"
-#: Most bytes TCP may have under way on a connection. Debian's 4 MiB cannot fill 100 ms at 1 Gbit/s
-#: whatever runs on top.
-MAX_TCP_BUFFER_BYTES = 64 * 1024 * 1024
-
 _TUN = Path("/dev/net/tun")
-_NET_SETTINGS = Path("/proc/sys/net/ipv4")
 # linux/if_tun.h
 _TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
 _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
@@ -70,8 +61,8 @@ _DESTINATION = _VNET_HEADER_BYTES + 19
 _IP_HEADER_BYTES = 20
 #: Frames on a real line are longer than packets in memory by what cutting them takes: Ethernet's 38
 #: bytes and 52 of IP and TCP for every 1448 of data.
-_SEGMENT_BYTES = 1448
-_FRAME_OVERHEAD = 1538 / _SEGMENT_BYTES
+SEGMENT_BYTES = 1448
+_FRAME_OVERHEAD = 1538 / SEGMENT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +74,8 @@ class PathSettings:
         megabits_per_s: rate of each way, as on the line: with headers.
         queue_ms: a packet that would wait longer for its turn is dropped.
         congestion_control: TCP's algorithm on it; "" for the machine's own.
-        window: no connection has more under way than fits on the path (see :func:`limit_windows`).
+        window: no connection has more under way than fits on the path (see
+            :func:`bench.path_tcp.window_segments`).
     """
 
     round_trip_ms: float
@@ -155,84 +147,19 @@ def missing() -> str | None:
 
 
 def open_device() -> int:
-    """Make the device in this process's network namespace and give it its address."""
+    """Make the device in this process's network namespace and give it its addresses."""
     descriptor = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK)
     flags = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR
     fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", DEVICE.encode(), flags))
     fcntl.ioctl(descriptor, _TUNSETOFFLOAD, _TUN_F_CSUM | _TUN_F_TSO4)
     # The path's own queue is the only one that shall ever be full.
     for command in (
-        f"addr add {_NEAR_HOST}/32 dev {DEVICE}",
+        f"addr add {NEAR_HOST}/32 dev {DEVICE}",
         f"addr add {FAR_HOST}/32 dev {DEVICE}",
         f"link set {DEVICE} up mtu 1500 txqueuelen 10000",
-        f"route add {PATH_HOST}/32 dev {DEVICE} src {_NEAR_HOST}",
-        f"route add {_NEAR_SEEN}/32 dev {DEVICE} src {FAR_HOST}",
     ):
         subprocess.run(["ip", *command.split()], check=True, capture_output=True)
     return descriptor
-
-
-def set_tcp(algorithm: str) -> None:
-    """Let TCP have as much under way as long paths need, and say how it controls congestion.
-
-    Both are matters of this namespace alone.
-
-    Args:
-        algorithm: of congestion control; "" leaves it as it is.
-
-    Raises:
-        BenchError: the kernel does not have it.
-    """
-    if algorithm:
-        try:
-            (_NET_SETTINGS / "tcp_congestion_control").write_text(algorithm)
-        except OSError as error:
-            raise BenchError(f"congestion control {algorithm}: {error.strerror}") from None
-    (_NET_SETTINGS / "tcp_rmem").write_text(f"4096 131072 {MAX_TCP_BUFFER_BYTES}")
-    (_NET_SETTINGS / "tcp_wmem").write_text(f"4096 16384 {MAX_TCP_BUFFER_BYTES}")
-    # A connection must not start with what an earlier one learned.
-    (_NET_SETTINGS / "tcp_no_metrics_save").write_text("1")
-
-
-def limit_windows(settings: PathSettings) -> None:
-    """Give the kernel a congestion window for the path that no connection may exceed.
-
-    It is what fits on the line, less three parts in a hundred: the path is full, yet its queue
-    empty, as under an ideal congestion control. What small messages then wait for beside a bulk
-    transfer is what the programs at the ends keep them waiting, not the network.
-
-    The kernel reads the limit of a route only for addresses it has metrics of, so one connection
-    has to be made and closed while it may keep some.
-    """
-    path_bytes = settings.payload_mb_per_s * 1e6 * settings.round_trip_ms / 1000
-    window = max(10, int(0.97 * path_bytes / _SEGMENT_BYTES))
-    for host, source in ((PATH_HOST, _NEAR_HOST), (_NEAR_SEEN, FAR_HOST)):
-        command = f"ip route change {host}/32 dev {DEVICE} src {source} cwnd lock {window}"
-        subprocess.run(command.split(), check=True, capture_output=True)
-    (_NET_SETTINGS / "tcp_no_metrics_save").write_text("0")
-    with (
-        socket.create_server((FAR_HOST, 0)) as listening,
-        socket.create_connection((PATH_HOST, listening.getsockname()[1])) as near,
-    ):
-        far = listening.accept()[0]
-        with far:
-            near.sendall(b"?")
-            far.sendall(far.recv(1))
-            near.recv(1)
-    _await_metrics()
-    (_NET_SETTINGS / "tcp_no_metrics_save").write_text("1")
-
-
-def _await_metrics() -> None:
-    """Wait until both ends' metrics are there: they come with the connection's end."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        command = ["ip", "tcp_metrics", "show"]
-        known = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        if all(re.search(rf"^{host} .*cwnd", known, re.M) for host in (PATH_HOST, _NEAR_SEEN)):
-            return
-        time.sleep(0.05)
-    raise OSError("the kernel keeps no metrics of the path")
 
 
 def run_before_others() -> bool:

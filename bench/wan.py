@@ -1,7 +1,7 @@
 """Long paths: how much of one a single connection fills, how soon, and what small requests wait.
 
-Real TCP runs over a path of 1 Gbit/s with a constant delay and a short queue (see
-:mod:`bench.path`), in a network namespace. Bulk runs for a set time; its speed is that of the
+Real TCP runs over a path of 1 Gbit/s with a constant delay and a queue as long as its round trip
+(see :mod:`bench.path`), in a network namespace. Bulk runs for a set time; its speed is that of the
 second half, and the path counts as filled when 90 % of its rate have arrived for a fifth of a
 second. Small requests run alone, then beside bulk. Where the path's queue overflows, TCP loses
 packets and all that share it wait; the row without proxies shows how much of that is the network's.
@@ -49,7 +49,7 @@ class WanParameters:
         rounds: how often each pair is measured.
         round_trips_ms: of the paths.
         megabits_per_s: of the paths.
-        queue_ms: of the paths.
+        least_queue_ms: a path's queue is as long as its round trip, but no shorter than this.
         congestion_control: TCP's on the paths.
         bulk_s: how long a transfer sends.
         small_s: how long small requests are sent.
@@ -59,7 +59,7 @@ class WanParameters:
     rounds: int = 3
     round_trips_ms: tuple[float, ...] = (5.0, 30.0, 100.0)
     megabits_per_s: float = 1000.0
-    queue_ms: float = 20.0
+    least_queue_ms: float = 20.0
     congestion_control: str = CONGESTION_CONTROL
     bulk_s: float = 6.0
     small_s: float = 4.0
@@ -69,7 +69,12 @@ class WanParameters:
     def paths(self) -> list[PathSettings]:
         """One for each round trip."""
         return [
-            PathSettings(round_trip_ms, self.megabits_per_s, self.queue_ms, self.congestion_control)
+            PathSettings(
+                round_trip_ms,
+                self.megabits_per_s,
+                max(round_trip_ms, self.least_queue_ms),
+                self.congestion_control,
+            )
             for round_trip_ms in self.round_trips_ms
         ]
 

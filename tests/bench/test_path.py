@@ -3,9 +3,8 @@ import struct
 
 import pytest
 
-from bench import path as path_module
+from bench import path_tcp
 from bench.path import DelayLine, PathSettings, direction, exchange_addresses
-from bench.stats import BenchError
 
 FRAME = 1538 / 1448
 
@@ -103,19 +102,28 @@ def test_a_path_carries_less_than_its_rate_because_of_headers() -> None:
     assert PathSettings(100.0).payload_mb_per_s == pytest.approx(117.7, abs=0.1)
 
 
-def test_an_algorithm_that_the_kernel_lacks_is_named(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(path_module, "_NET_SETTINGS", tmp_path / "missing")
-    with pytest.raises(BenchError, match="congestion control vegas"):
-        path_module.set_tcp("vegas")
+def test_routes_name_the_algorithm_and_the_window_where_there_is_one() -> None:
+    plain = PathSettings(100.0, congestion_control="")
+    assert path_tcp.route_commands(plain) == [
+        "route replace 10.77.1.2/32 dev wan0 src 10.77.0.1",
+        "route replace 10.77.0.2/32 dev wan0 src 10.77.1.1",
+    ]
+    full = PathSettings(100.0, congestion_control="cubic", window=True)
+    for command in path_tcp.route_commands(full):
+        assert command.endswith(f"congctl lock cubic cwnd lock {path_tcp.window_segments(full)}")
 
 
-def test_buffers_and_algorithm_are_set(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(path_module, "_NET_SETTINGS", tmp_path)
-    path_module.set_tcp("cubic")
-    written = {file.name: file.read_text() for file in tmp_path.iterdir()}
-    assert written == {
-        "tcp_congestion_control": "cubic",
-        "tcp_rmem": "4096 131072 67108864",
-        "tcp_wmem": "4096 16384 67108864",
-        "tcp_no_metrics_save": "1",
-    }
+def test_a_window_fits_on_its_path() -> None:
+    for round_trip_ms in (5.0, 30.0, 100.0):
+        settings = PathSettings(round_trip_ms)
+        fits = settings.payload_mb_per_s * 1e6 * round_trip_ms / 1000
+        assert 0.9 * fits < path_tcp.window_segments(settings) * 1448 < fits
+
+
+def test_metrics_of_both_sides_are_waited_for() -> None:
+    near = "10.77.1.2 age 0.4sec cwnd 8000 rtt 100508us source 10.77.0.1\n"
+    far = "10.77.0.2 age 0.4sec cwnd 8000 rtt 100508us source 10.77.1.1\n"
+    assert path_tcp.has_metrics(near + far)
+    assert not path_tcp.has_metrics(near)
+    assert not path_tcp.has_metrics(near + far.replace("cwnd 8000 ", ""))
+    assert not path_tcp.has_metrics("")

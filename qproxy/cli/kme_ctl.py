@@ -7,7 +7,7 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from qproxy.address import Address, TcpAddress, parse_address
 from qproxy.cli.local_http import LocalHttpError, exchange
@@ -81,7 +81,7 @@ def _ask(
 def _address(control: str) -> Address:
     """An address, a URL or the file that names one."""
     text = control.removeprefix("http://").rstrip("/")
-    if text == control and Path(control).suffix in {".yaml", ".yml"}:
+    if Path(control).suffix in {".yaml", ".yml"} and not control.startswith(("http:", "unix:")):
         config = load_kme_sim_config(Path(control))
         if config.control is None:
             raise ConfigError(
@@ -251,11 +251,16 @@ def _joined(value: object) -> str:
 
 
 def _percent(value: object) -> str:
-    return f"{100 * value:.2f} %" if isinstance(value, int | float) else "-"
+    return f"{100 * value:.2f} %" if _is_figure(value) else "-"
+
+
+def _is_figure(value: object) -> TypeGuard[float]:
+    """Whether something is a number that can be shown: JSON has wider ones."""
+    return isinstance(value, int | float) and abs(value) < 1e18
 
 
 def _rate(value: object) -> str:
-    if not isinstance(value, int | float):
+    if not _is_figure(value):
         return "-"
     for unit, factor in (("Mbit/s", 1e6), ("kbit/s", 1e3)):
         if value >= factor:
@@ -280,7 +285,7 @@ def _yes(value: object) -> str:
 
 
 def _skew(value: object) -> str:
-    if not isinstance(value, int | float) or value == 0:
+    if not _is_figure(value) or value == 0:
         return "right"
     return f"{abs(value):g} s {'ahead' if value > 0 else 'behind'}"
 

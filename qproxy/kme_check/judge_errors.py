@@ -48,6 +48,8 @@ def extension_mandatory(seen: Evidence) -> Outcome:
 
 def additional_slaves(seen: Evidence) -> Outcome:
     """More additional slave SAEs than ``max_SAE_ID_count``."""
+    if "additional" not in seen.answers and seen.limits.max_sae_id_count:
+        return skipped(f"max_SAE_ID_count is {seen.limits.max_sae_id_count}, too many to exceed")
     handling = tolerated("sent only where additional_slave_sae_ids is configured")
     return _refuses(seen, ("additional",), handling=handling)
 

@@ -123,7 +123,7 @@ def enc_optional(seen: Evidence) -> Outcome:
     prescribed = None if answer.error is None else answer.error.prescribed
     if answer.status == 400 and prescribed is ErrorMessage.OPTIONAL_NOT_HANDLED:
         return conforms("refused in the prescribed words")
-    return deviates(said(answer), tolerated("qproxy sends no extension"))
+    return deviates(said(answer), tolerated("sent only where extension_optional is configured"))
 
 
 def keys_member(seen: Evidence) -> Outcome:
@@ -222,7 +222,7 @@ def dec_post(seen: Evidence) -> Outcome:
     wanted = len(seen.given("post-several"))
     if plain is not None and _complete(plain, wanted):
         return deviates(
-            "refuses a key_ID_extension that it does not know", tolerated("qproxy sends none")
+            "refuses a key_ID_extension that it does not know", tolerated("qproxy never sends one")
         )
     if _complete(answer, wanted):
         return conforms()

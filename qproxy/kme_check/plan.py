@@ -16,7 +16,8 @@ from qproxy.kme_check.facts import Answer
 
 #: Keys that a run may use at worst where nothing else is said.
 DEFAULT_MAX_KEYS: Final = 320
-#: Additional SAE IDs that are sent at most, to see them refused.
+#: Additional SAE IDs that are sent at most, to see them refused. A KME that takes as many or more
+#: is not tried.
 _MAX_ADDITIONAL: Final = 64
 #: Members of a status without which nobody can tell what is beyond its limits.
 _LIMITS: Final = ("key_size", "min_key_size", "max_key_size", "max_key_per_request")
@@ -106,7 +107,7 @@ def steps(limits: Limits) -> list[Step]:
     two = min(2, limits.max_key_per_request)
     size, other = limits.key_size_bits, limits.another_size_bits
     too_many = limits.max_key_per_request + 1
-    strangers = [_stranger() for _ in range(min(limits.max_sae_id_count, _MAX_ADDITIONAL - 1) + 1)]
+    strangers = [_stranger() for _ in range(min(limits.max_sae_id_count + 1, _MAX_ADDITIONAL))]
     found = [
         Step("get-default", gives=1),
         Step("get-sized", query=f"number={two}&size={other}", gives=two),
@@ -122,6 +123,8 @@ def steps(limits: Limits) -> list[Step]:
         Step("malformed", json=["number", 1], risks=1),
         Step("too-many", json={"number": too_many, "size": size}, risks=too_many),
     ]
+    if limits.max_sae_id_count >= _MAX_ADDITIONAL:
+        found = [step for step in found if step.name != "additional"]
     smaller = (limits.min_key_size_bits - 1) // 8 * 8
     if smaller >= 8:
         found.insert(8, Step("size-small", json={"size": smaller}, risks=1))

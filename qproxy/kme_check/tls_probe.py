@@ -99,7 +99,12 @@ async def _ask_without_certificate(end: End, path: str) -> Refusal:
 async def _offer_old_tls(end: End) -> Refusal:
     address = address_of(end)
     name = end.kme.server_name or address.host
-    hello = encode_old_client_hello(secrets.token_bytes(32), None if is_ip_address(name) else name)
+    try:
+        hello = encode_old_client_hello(
+            secrets.token_bytes(32), None if is_ip_address(name) else name
+        )
+    except UnicodeError:  # a name that is none for DNS; the certificate may have it all the same
+        hello = encode_old_client_hello(secrets.token_bytes(32), None)
     received = b""
     with trio.move_on_after(end.connect_timeout_s) as scope:
         try:

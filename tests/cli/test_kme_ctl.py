@@ -135,6 +135,23 @@ def test_a_clock_that_is_wrong_is_shown(simulator, capsys):
     assert "kme-b  up    1.5 s behind" in said.out
 
 
+@pytest.mark.parametrize(
+    "network",
+    [
+        {},
+        {"spans": []},
+        {"spans": {"x": None}, "routes": {"y": {}}, "kmes": {"z": {"clock_skew_s": "a"}}},
+        {"spans": {"x\x1b[2J": {"qber": 10**400, "key_rate_bps": -(10**400), "between": 7}}},
+    ],
+    ids=["empty", "no object", "nothing in it", "wild"],
+)
+def test_whatever_answers_there_is_shown_or_left_out(monkeypatch, capsys, network):
+    monkeypatch.setattr(kme_ctl, "exchange", lambda *_: (200, network))
+    code, said = ctl(capsys, "status")
+    assert (code, said.out.splitlines()[0]) == (0, "SIMULATED network")
+    assert "\x1b" not in said.out
+
+
 def test_json_is_what_the_simulator_said(simulator, capsys):
     _, said = ctl(capsys, "status", "--json")
     assert json.loads(said.out) == simulator.network.describe(0.0)
@@ -159,6 +176,7 @@ def test_every_event_is_listed_with_what_it_takes(capsys):
         ("http://127.0.0.1:9/", TcpAddress("127.0.0.1", 9)),
         ("http://[::1]:9", TcpAddress("::1", 9)),
         ("unix:/run/sim.sock", UnixAddress("/run/sim.sock")),
+        ("unix:/run/sim.yaml", UnixAddress("/run/sim.yaml")),
         (DEFAULT_CONTROL, TcpAddress("127.0.0.1", 8440)),
     ],
 )

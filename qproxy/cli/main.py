@@ -89,7 +89,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_pad(commands)
 
     sim = commands.add_parser(
-        "kme-sim", help="run a pair of simulated KMEs (ETSI GS QKD 014)", epilog=_EXIT_CODES
+        "kme-sim",
+        help="run simulated KMEs (ETSI GS QKD 014) and the network between them",
+        description="Runs until it is ended. 'qproxy kme-sim ctl' disturbs it meanwhile. Its keys "
+        "come from a random number generator and protect nothing.",
+        epilog=_EXIT_CODES,
     )
     sim.add_argument("config", type=Path, metavar="CONFIG", help="YAML file with a kme_sim section")
     sim.set_defaults(command="qproxy.cli.run:kme_sim_command", interrupted=ExitCode.DONE)

@@ -179,7 +179,8 @@ class Etsi014Source:
         that it does not heed them; POST from then on.
         """
         _check_request(number, size_bits)
-        most = await self._most_per_request(number, size_bits)
+        most = await self._most_per_request(number)
+        self._check_said(size_bits)
         deadline, slowest = trio.current_effective_deadline(), 0.0
         keys: list[QkdKey] = []
         try:
@@ -203,7 +204,7 @@ class Etsi014Source:
         """``{master_SAE_ID}/dec_keys``. Source: clause 5.4. GET for one ID, POST for several."""
         _check_request(len(key_ids), size_bits)
         _check_key_ids(key_ids)
-        most = await self._most_per_request(len(key_ids), size_bits)
+        most = await self._most_per_request(len(key_ids))
         keys: list[QkdKey] = []
         try:
             for first in range(0, len(key_ids), most):
@@ -220,12 +221,8 @@ class Etsi014Source:
 
     # What the KME says that it can do.
 
-    async def _most_per_request(self, number: int, size_bits: int) -> int:
-        """How many keys to ask for at once.
-
-        Raises:
-            KeySourceError: the KME says that it has no such keys for us.
-        """
+    async def _most_per_request(self, number: int) -> int:
+        """How many keys to ask for at once. Raises KeySourceError where the KME is not there."""
         if number > 1 and not self._was_asked:
             try:
                 await self.status()
@@ -233,19 +230,19 @@ class Etsi014Source:
                 # A KME whose status is broken may still give keys. One that is not there may not.
                 if error.reason in _NOT_THERE:
                     raise
-        said = self._said
+        return number if self._said is None else min(number, self._said.max_key_per_request)
+
+    def _check_said(self, size_bits: int) -> None:
+        """Raise KeySourceError where the KME has said that it has no such keys for us."""
+        said, wanted = self._said, len(self._calls.additional_slave_sae_ids)
         if said is None:
-            return number
+            return
         if not said.min_key_size_bits <= size_bits <= said.max_key_size_bits:
             raise _impossible(
                 f"the KME gives keys of {said.min_key_size_bits} to {said.max_key_size_bits} bits,"
                 f" expected {size_bits}"
             )
-        return min(number, said.max_key_per_request)
-
-    def _check_additional(self) -> None:
-        wanted, said = len(self._calls.additional_slave_sae_ids), self._said
-        if said is not None and wanted > said.max_sae_id_count:
+        if wanted > said.max_sae_id_count:
             raise _impossible(
                 f"the KME takes {said.max_sae_id_count} additional slave SAE IDs, expected {wanted}"
             )
@@ -254,7 +251,6 @@ class Etsi014Source:
 
     async def _get_some(self, number: int, size_bits: int) -> list[QkdKey]:
         """One request: at least one key and at most ``number``."""
-        self._check_additional()
         if self._get_keys_with_get:
             keys = await self._get_keys_by_get(number, size_bits)
             if keys:

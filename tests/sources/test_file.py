@@ -9,7 +9,18 @@ import trio
 from qproxy.errors import KeySourceError, Reason
 from qproxy.keys import QkdKey
 from qproxy.sources.base import KeySource
-from qproxy.sources.file import FileSource, make_key_directories
+from qproxy.sources.file import (
+    MAX_KEYS_AT_ONCE,
+    FileSource,
+    PadFacts,
+    inspect_pad,
+    make_key_directories,
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_sync_of_the_whole_machine(monkeypatch):
+    monkeypatch.setattr(os, "sync", lambda: None)
 
 
 @pytest.fixture
@@ -49,15 +60,27 @@ async def test_the_two_directions_share_no_key(sites):
     assert not {bytes(k.key) for k in ours} & {bytes(k.key) for k in theirs}
 
 
-async def test_keys_are_labelled_simulated(sites):
-    assert (await sites[0].status()).simulated
-    assert (await sites[0].get_keys(1, 256))[0].simulated
-
-
-async def test_status_counts_what_is_left(sites):
-    assert (await sites[0].status()).key_size_bits == 256
-    await sites[0].get_keys(3, 256)
+async def test_status_counts_what_is_left_to_this_site(sites, tmp_path):
+    status = await sites[0].status()
+    assert (status.key_size_bits, status.stored_key_count) == (256, 4)
+    taken = await sites[0].get_keys(3, 256)
     assert (await sites[0].status()).stored_key_count == 1
+    # The site that is dialled has the other half to use up.
+    waits = FileSource("pad", tmp_path / "b", dials=False)
+    assert (await waits.status()).stored_key_count == 4
+    await waits.get_keys_by_id([key.key_id for key in taken], 256)
+    status = await waits.status()
+    assert (status.key_size_bits, status.stored_key_count) == (256, 1)
+    assert inspect_pad(tmp_path / "b") == PadFacts(4, 1, 256)
+
+
+async def test_keys_put_there_later_are_found(sites, tmp_path):
+    a, _ = sites
+    await a.get_keys(4, 256)
+    make_key_directories(tmp_path / "c", tmp_path / "d", number=2)
+    for path in (tmp_path / "c" / "master").iterdir():
+        path.rename(tmp_path / "a" / "master" / path.name)
+    assert len(await a.get_keys(4, 256)) == 2
 
 
 async def test_each_key_is_taken_once_in_order_of_number(sites):
@@ -68,9 +91,15 @@ async def test_each_key_is_taken_once_in_order_of_number(sites):
     assert await refused(a.get_keys(1, 256)) is Reason.KEYS_EXHAUSTED
 
 
-async def test_a_request_that_cannot_be_met_takes_nothing(sites):
+async def test_fewer_keys_than_asked_are_better_than_none(sites):
+    assert len(await sites[0].get_keys(5, 256)) == 4
     assert await refused(sites[0].get_keys(5, 256)) is Reason.KEYS_EXHAUSTED
-    assert len(await sites[0].get_keys(4, 256)) == 4
+
+
+async def test_one_call_takes_no_more_than_a_caller_waits_for(tmp_path):
+    make_key_directories(tmp_path / "x", tmp_path / "y", number=3 * MAX_KEYS_AT_ONCE)
+    source = FileSource("pad", tmp_path / "x")
+    assert len(await source.get_keys(1000, 256)) == MAX_KEYS_AT_ONCE
 
 
 async def test_a_key_is_given_by_id_once(sites):
@@ -175,14 +204,21 @@ def claimed(monkeypatch):
     return made
 
 
-async def test_keys_claimed_before_a_bad_one_are_wiped(sites, directory, claimed):
+async def test_a_bad_file_does_not_cost_the_keys_before_it(sites, directory):
     sorted((directory / "master").iterdir())[2].write_bytes(b"short")
+    assert len(await sites[0].get_keys(3, 256)) == 2
+    assert await refused(sites[0].get_keys(3, 256)) is Reason.KEY_INVALID
+
+
+async def test_keys_read_before_an_all_zero_one_are_wiped(sites, directory, claimed):
+    sorted((directory / "master").iterdir())[2].write_bytes(bytes(32))
     assert await refused(sites[0].get_keys(3, 256)) is Reason.KEY_INVALID
     assert [key.key for key in claimed] == [b"", b""]
+    assert not list((directory / "claimed").iterdir())
 
 
 @pytest.mark.parametrize("how", ["gone", "bad"])
-async def test_keys_claimed_by_id_before_one_that_fails_are_wiped(
+async def test_keys_claimed_by_id_before_one_that_fails_are_given_up(
     sites, directory, claimed, monkeypatch, how
 ):
     first, second = sorted((directory / "slave").iterdir())[:2]
@@ -193,7 +229,9 @@ async def test_keys_claimed_by_id_before_one_that_fails_are_wiped(
         second.write_bytes(b"short")
     reason = await refused(sites[0].get_keys_by_id([first.stem, second.stem], 256))
     assert reason is (Reason.KEY_NOT_FOUND if how == "gone" else Reason.KEY_INVALID)
-    assert [key.key for key in claimed] == [b""]
+    assert not claimed
+    assert not list((directory / "claimed").iterdir())
+    assert await refused(sites[0].get_keys_by_id([first.stem], 256)) is Reason.KEY_NOT_FOUND
 
 
 async def test_a_key_that_another_process_took_meanwhile_is_passed_over(
@@ -272,8 +310,27 @@ def files(directory: Path):
 
 def test_directories_are_never_written_over(tmp_path):
     make_key_directories(tmp_path / "a", tmp_path / "b", number=1)
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError) as caught:
         make_key_directories(tmp_path / "c", tmp_path / "b", number=1)
+    assert caught.value.filename == str(tmp_path / "b")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_pad_that_was_not_finished_has_no_name(tmp_path):
+    taken = 0
+
+    def until_the_power_goes(size):
+        nonlocal taken
+        taken += 1
+        if taken > 7:
+            raise KeyboardInterrupt
+        return os.urandom(size)
+
+    with pytest.raises(KeyboardInterrupt):
+        make_key_directories(
+            tmp_path / "a", tmp_path / "b", number=4, random_bytes=until_the_power_goes
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.unfinished", "b.unfinished"]
 
 
 @pytest.mark.parametrize(("number", "size_bits"), [(0, 256), (1, 12), (1, 0), (10**6, 256)])

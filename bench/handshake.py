@@ -2,9 +2,10 @@
 
 - **qproxy tunnel**: from the TCP connection to the first epoch, by the clock of the gateway that
   dials (``handshake_ms`` in its log): TLS, then an ML-KEM-1024 exchange with a QKD key in it. One
-  gateway dials many tunnels, far enough apart not to touch each other. Keys that are known to both
-  ends before a tunnel is dialled cost it nothing; that holds for all but the first tunnel, whose
-  key the far gateway has to fetch from its KME meanwhile, and which is a case of its own.
+  gateway dials many tunnels, far enough apart not to touch each other. The near end has its keys in
+  stock before; where the far end has to fetch one from its KME, the tunnel waits for it. The first
+  tunnel of a gateway, to which everything is new, is a case of its own.
+- **qproxy tunnel, without QKD**: the same under policy ``off``. The difference is the QKD key.
 - **plain TLS 1.3**: from the TCP connection to the far end's word that it is done, too; two
   programs with blocking sockets, the same contexts, groups and certificates, the same pauses.
 - **in memory**: both ends of each in one process, without sockets, tasks or a KME: the work alone.
@@ -15,19 +16,23 @@
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.children import Child, wait_until
 from bench.command import Benchmark
 from bench.generator import GRACE_S, Program, Service
-from bench.handshake_parts import InMemoryHandshakes
+from bench.handshake_parts import InMemory
 from bench.host import Host, load_average
-from bench.pairs import Kind, Site
+from bench.pairs import Kind, Running, Site
 from bench.pairs.qproxy import QProxy, gateway_events
 from bench.record import Figure, Record, Row, Sample
 from bench.record_report import record_markdown
@@ -36,6 +41,7 @@ from bench.stats import BenchError
 from qproxy.pki import KeyAlgorithm, init_pki
 
 TUNNEL = "qproxy tunnel"
+WITHOUT_QKD = "qproxy tunnel, without QKD"
 PLAIN = "plain TLS 1.3"
 TUNNEL_IN_MEMORY = "qproxy tunnel, in memory"
 PLAIN_IN_MEMORY = "plain TLS 1.3, in memory"
@@ -44,6 +50,7 @@ GOAL = 1.2
 #: Pause before each plain handshake, as between a gateway's tunnels, in seconds.
 _PAUSE_S = 0.1
 _TUNNELS_UP_S = 20.0
+_ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +77,37 @@ class ManyTunnels(QProxy):
 
     Args:
         tunnels: how many.
+        qkd: with QKD keys, demanded by policy.
     """
 
-    def __init__(self, tunnels: int) -> None:
-        super().__init__(TUNNEL, peer_settings={"tunnels": tunnels})
+    def __init__(self, tunnels: int, *, qkd: bool = True) -> None:
+        super().__init__(
+            TUNNEL if qkd else WITHOUT_QKD,
+            peer_settings={"tunnels": tunnels, **({} if qkd else {"policy": "off"})},
+            hybrid=qkd,
+        )
         self._tunnels = tunnels
 
     def parameters(self) -> dict[str, str | int]:
         """The number of tunnels, too."""
         return {**super().parameters(), "tunnels": self._tunnels}
 
+    def await_far(self, site: Site, running: Running) -> None:
+        """A gateway that dials in vain dials again later, and then several tunnels at once."""
+        far = running.proxies["far"]
+        wait_until(
+            lambda: (
+                any(gateway_events(far, "gateway_started"))
+                and any(gateway_events(far, "link_state"))
+            ),
+            f"{self.name} (far)",
+            running.processes,
+        )
+
 
 def run_handshake(parameters: HandshakeParameters) -> Record:
     """Measure. Progress goes to standard error."""
-    pair = ManyTunnels(parameters.count)
+    pairs = [ManyTunnels(parameters.count, qkd=qkd) for qkd in (True, False)]
     record = Record(
         benchmark="handshake",
         started=utc_now(),
@@ -97,20 +121,23 @@ def run_handshake(parameters: HandshakeParameters) -> Record:
             Figure("handshake_max_ms", "handshake, longest", "ms", less_is_better=True),
         ),
         rows=[
-            Row(TUNNEL, Kind.SUBJECT, pair.version(), pair.parameters()),
+            *(
+                Row(pair.name, kind, pair.version(), pair.parameters())
+                for pair, kind in zip(pairs, (Kind.SUBJECT, Kind.OTHER), strict=True)
+            ),
             Row(PLAIN, Kind.PEER, "pyOpenSSL, blocking sockets", {"resumption": "off"}),
             Row(TUNNEL_IN_MEMORY, Kind.LIMIT, "both ends in one process"),
             Row(PLAIN_IN_MEMORY, Kind.LIMIT, "both ends in one process"),
         ],
     )
-    with tempfile.TemporaryDirectory(prefix="qproxy-bench-") as directory:
-        base = Path(directory)
+    with tempfile.TemporaryDirectory(prefix="qproxy-bench-") as temporary:
+        base = Path(temporary)
         for algorithm in _CASES:
             init_pki(base / algorithm, algorithm=algorithm)
         for number in range(parameters.rounds):
             for algorithm, case in _CASES.items():
-                site = Site.make(base / f"{number}-{algorithm}", base / algorithm, service_port=9)
-                _measure(record, parameters, number, case, pair, site)
+                directory = base / f"{number}-{algorithm}"
+                _measure(record, parameters, number, case, pairs, base / algorithm, directory)
     record.finished = utc_now()
     return record
 
@@ -120,14 +147,15 @@ def _measure(
     parameters: HandshakeParameters,
     number: int,
     case: str,
-    pair: ManyTunnels,
-    site: Site,
+    pairs: Sequence[ManyTunnels],
+    pki: Path,
+    directory: Path,
 ) -> None:
     """One round of one kind of certificate; what fails is named in its row."""
     measures: dict[str, Callable[[], _Samples]] = {
-        TUNNEL: lambda: _tunnels(pair, site, parameters, case),
-        PLAIN: lambda: _plain(site.pki, parameters, case),
-        TUNNEL_IN_MEMORY: lambda: _in_memory(site.pki, parameters, case),
+        **{pair.name: partial(_tunnels, pair, pki, directory, parameters, case) for pair in pairs},
+        PLAIN: partial(_plain, pki, parameters, case),
+        TUNNEL_IN_MEMORY: partial(_in_memory, pki, parameters, case),
     }
     rows = {row.name: row for row in record.rows}
     for name, measure in measures.items():
@@ -150,7 +178,10 @@ def _measure(
 _Samples = Iterator[tuple[str, str, Mapping[str, float], Mapping[str, str | int]]]
 
 
-def _tunnels(pair: ManyTunnels, site: Site, parameters: HandshakeParameters, case: str) -> _Samples:
+def _tunnels(
+    pair: ManyTunnels, pki: Path, directory: Path, parameters: HandshakeParameters, case: str
+) -> _Samples:
+    site = Site.make(directory / ("hybrid" if pair.hybrid else "classical"), pki, service_port=9)
     with pair.running(site) as running:
         near = running.proxies["near"]
         wait_until(
@@ -160,12 +191,14 @@ def _tunnels(pair: ManyTunnels, site: Site, parameters: HandshakeParameters, cas
             _TUNNELS_UP_S,
         )
         ups = _ups(near)
+        if any(gateway_events(near, "tunnel_not_connected")):
+            raise BenchError("tunnels were dialled in vain, and so not apart from each other")
         groups = {event["group"] for event in gateway_events(near, "peer_authenticated")}
     facts: dict[str, str | int] = {**running.facts, "certificates": case}
     if groups:
         facts["group"] = ", ".join(sorted(groups))
-    yield TUNNEL, f"{case}, first tunnel", _from_log(ups[:1]), {}
-    yield TUNNEL, case, _from_log(ups[1:]), facts
+    yield pair.name, f"{case}, first tunnel", _from_log(ups[:1]), {}
+    yield pair.name, case, _from_log(ups[1:]), facts
 
 
 def _ups(near: Child) -> list[dict[str, Any]]:
@@ -198,9 +231,14 @@ def _plain(pki: Path, parameters: HandshakeParameters, case: str) -> _Samples:
 
 
 def _in_memory(pki: Path, parameters: HandshakeParameters, case: str) -> _Samples:
-    handshakes = InMemoryHandshakes(pki)
-    handshakes.once()
-    took = [handshakes.once() for _ in range(parameters.in_memory)]
+    command = [sys.executable, "-m", "bench.handshake_parts", str(pki), str(parameters.in_memory)]
+    try:
+        output = subprocess.run(
+            command, capture_output=True, check=True, timeout=GRACE_S, cwd=_ROOT
+        ).stdout
+    except subprocess.SubprocessError as error:
+        raise BenchError(f"handshakes in memory: {error}") from None
+    took = [InMemory(**each) for each in json.loads(output)]
     tunnel = _values(
         [1000 * each.tunnel_s for each in took], [1000 * each.tunnel_tls_s for each in took]
     )

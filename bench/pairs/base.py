@@ -177,6 +177,14 @@ class ProxyPair(abc.ABC):
         del site
         return ()
 
+    def await_far(self, site: Site, running: Running) -> None:
+        """Wait, where it matters, until the far proxy is ready; the near one starts after it.
+
+        Raises:
+            BenchError: it does not get ready.
+        """
+        del site, running
+
     def await_tunnel(self, site: Site, running: Running) -> None:
         """Wait until the proxies are ready for each other; a connection is tried afterwards.
 
@@ -244,6 +252,7 @@ class ProxyPair(abc.ABC):
             for index, command in enumerate(self.helper_commands(site)):
                 running.helpers.append(start(f"helper{index}", command))
             running.proxies["far"] = start("far", self.far_command(site))
+            self.await_far(site, running)
             running.proxies["near"] = start("near", self.near_command(site))
             self.await_tunnel(site, running)
             yield running

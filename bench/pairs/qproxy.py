@@ -23,6 +23,11 @@ class QProxy(ProxyPair):
         peer_settings: more settings of the peer, in both gateways' configurations.
         workers: processes that carry traffic, of each gateway.
         listener_tls: clients speak TLS to the near gateway.
+        hybrid: anything less than the hybrid mode is an error; else ``peer_settings`` must allow
+            for it.
+
+    Attributes:
+        hybrid: as above.
     """
 
     kind = Kind.SUBJECT
@@ -34,12 +39,15 @@ class QProxy(ProxyPair):
         peer_settings: Mapping[str, object] | None = None,
         workers: int = 1,
         listener_tls: bool = False,
+        *,
+        hybrid: bool = True,
     ) -> None:
         self.name = name
         self._rekey_interval_s = rekey_interval_s
         self._peer_settings = dict(peer_settings or {})
         self._workers = workers
         self._listener_tls = listener_tls
+        self.hybrid = hybrid
 
     def version(self) -> str:
         """What ``qproxy --version`` prints, in one line."""
@@ -48,7 +56,7 @@ class QProxy(ProxyPair):
     def parameters(self) -> dict[str, str | int]:
         """The record protection is AES-256-GCM as the peers', the handshake has ML-KEM and QKD."""
         return {
-            "policy": "require",
+            "policy": str(self._peer_settings.get("policy", "require")),
             "aead": "aes-256-gcm",
             "kem": "ml-kem-1024",
             "rekey_interval_s": f"{self._rekey_interval_s:g}",
@@ -98,14 +106,14 @@ class QProxy(ProxyPair):
             running.processes,
         )
         mode = next(gateway_events(near, "tunnel_up")).get("mode")
-        if mode != "hybrid":
+        if self.hybrid and mode != "hybrid":
             raise BenchError(f"{self.name}: expected a hybrid tunnel, got {mode}")
-        running.facts["mode"] = mode
+        running.facts["mode"] = str(mode)
 
     def facts_at_end(self, running: Running) -> dict[str, str | int]:
         """Epochs, from the near gateway's last words. Raises BenchError where one was classical."""
         for totals in gateway_events(running.proxies["near"], "peer_totals"):
-            if totals["classical_epochs"]:
+            if self.hybrid and totals["classical_epochs"]:
                 raise BenchError(f"{self.name}: {totals['classical_epochs']} classical epochs")
             return {"epochs": totals["hybrid_epochs"], "keys": totals["keys"]}
         raise BenchError(f"{self.name}: no totals in {running.proxies['near'].log}")

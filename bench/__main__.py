@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from bench.catalogue import BENCHMARKS
+from bench.children import sigterm_as_exit
 from bench.command import positive
 from bench.pages import Report, readme_tables
 from bench.progress import bar, say
@@ -70,17 +69,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Do it. Returns 0, or 1 where something failed or broke, whatever the figures."""
     given = sys.argv[1:] if arguments is None else arguments
     options = build_parser().parse_args(given if _names_one(given) else [_ALL, *given])
-    # Children are ended on the way out of an exception, so SIGTERM has to be one.
-    before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        if options.benchmark == _REPORT:
-            return _report(options)
-        return _run_all(options) if options.benchmark == _ALL else _run_one(options)
+        with sigterm_as_exit():
+            if options.benchmark == _REPORT:
+                return _report(options)
+            return _run_all(options) if options.benchmark == _ALL else _run_one(options)
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _names_one(arguments: Sequence[str]) -> bool:
@@ -153,11 +149,6 @@ def _code(records: Sequence[Record | Study]) -> int:
 
 def _stamp(started: str) -> str:
     return started.replace(":", "").replace("-", "")
-
-
-def _terminated(number: int, frame: object) -> NoReturn:
-    del number, frame
-    raise SystemExit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

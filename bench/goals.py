@@ -13,7 +13,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from bench.handshake import PLAIN, TUNNEL
 from bench.record import Record
+from bench.rekey import EVERY_SECOND, OFF
 from bench.stats import MIN_ROUNDS, Spread, round_ratios
 
 #: The row that is held against the goals.
@@ -152,8 +154,8 @@ GOALS: tuple[RatioGoal, ...] = (
         "mb_per_s",
         0.98,
         at_least=True,
-        subject="rekey every second",
-        other="rekey off",
+        subject=EVERY_SECOND,
+        other=OFF,
     ),
     RatioGoal(
         "tunnel handshake with QKD",
@@ -162,8 +164,8 @@ GOALS: tuple[RatioGoal, ...] = (
         "P-256|ML-DSA-65",
         "handshake_ms",
         1.2,
-        subject="qproxy tunnel",
-        other="plain TLS 1.3",
+        subject=TUNNEL,
+        other=PLAIN,
     ),
     RatioGoal(
         "2 workers over 1",

@@ -20,6 +20,7 @@ from bench.children import cpu_seconds
 from bench.command import Benchmark
 from bench.host import Host, load_average
 from bench.live import LivePair, LiveSettings, live_pair
+from bench.progress import bar
 from bench.rounds import progress, utc_now
 from bench.stats import BenchError
 from bench.study import Goal, Observation, Study, table
@@ -106,7 +107,10 @@ def run_keybudget(parameters: KeyBudgetParameters) -> Study:
             "rekey_interval_s": 1,
         },
     )
-    with tempfile.TemporaryDirectory(prefix="qproxy-bench-") as directory:
+    with (
+        tempfile.TemporaryDirectory(prefix="qproxy-bench-") as directory,
+        bar(study.benchmark, parameters.rounds * len(parameters.pools)) as advance,
+    ):
         for number in range(parameters.rounds):
             for index, pool in enumerate(parameters.pools):
                 case = pool.name
@@ -121,6 +125,7 @@ def run_keybudget(parameters: KeyBudgetParameters) -> Study:
                 else:
                     study.observations.append(seen)
                     progress(f"round {number + 1}  {case}: {_told(seen.values)}")
+                advance()
     for case in study.cases:
         study.goals += [
             Goal(case, name, 0)

@@ -65,6 +65,7 @@ def run_inside(module: str, arguments: Sequence[str]) -> None:
         try:
             code = process.wait()
         except BaseException:
+            # It ends what it started before it ends.
             process.terminate()
             raise
     if code:

@@ -33,6 +33,7 @@ from bench.gateway_log import first_bad_sign
 from bench.host import Host, cpu_times, load_average
 from bench.live import LivePair, live_pair
 from bench.mixed_load import MixedLoad
+from bench.progress import bar
 from bench.rounds import progress, utc_now
 from bench.stats import BenchError, percentile
 from bench.study import Goal, Observation, Study, table
@@ -96,7 +97,10 @@ def run_switchover(faults: Sequence[Fault], parameters: SwitchoverParameters) ->
         cases={fault.name: fault.particulars for fault in faults},
         goals=[goal for fault in faults for goal in _goals(fault)],
     )
-    with tempfile.TemporaryDirectory(prefix="qproxy-bench-") as directory:
+    with (
+        tempfile.TemporaryDirectory(prefix="qproxy-bench-") as directory,
+        bar(study.benchmark, parameters.rounds * len(faults)) as advance,
+    ):
         for number in range(parameters.rounds):
             for index, fault in enumerate(faults):
                 place = Path(directory) / f"{number}-{index}"
@@ -109,6 +113,7 @@ def run_switchover(faults: Sequence[Fault], parameters: SwitchoverParameters) ->
                 else:
                     study.observations.append(seen)
                     progress(_line(seen))
+                advance()
     study.finished = utc_now()
     return study
 

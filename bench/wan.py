@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bench import namespace
 from bench import path as path_module
+from bench.children import sigterm_as_exit
 from bench.command import Benchmark, add_pair_option, chosen_pairs, positive
 from bench.delayed import DelayedBench, DelayedMeasure, percentiles, run_delayed
 from bench.host import Host
@@ -223,4 +224,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with sigterm_as_exit():
+        main(sys.argv[1:])

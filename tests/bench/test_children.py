@@ -106,3 +106,20 @@ def test_a_failing_request_is_an_error_and_the_client_lives_on() -> None:
 def test_a_client_without_an_answer_is_not_waited_for_long() -> None:
     with LoadClient() as client, pytest.raises(BenchError, match=r"within 0[.]05 s"):
         client.read_line(0.05)
+
+
+def test_sigterm_ends_children_on_the_way_out(tmp_path) -> None:
+    seen: list[Child] = []
+
+    def start_and_be_terminated() -> None:
+        with module.sigterm_as_exit(), children() as started:
+            started.append(Child("one", SLEEP, tmp_path / "one.log"))
+            seen.extend(started)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        start_and_be_terminated()
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert not seen[0].running
+    assert signal.getsignal(signal.SIGTERM) is before

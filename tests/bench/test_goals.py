@@ -132,4 +132,4 @@ def test_every_goal_is_one_that_can_be_measured() -> None:
     for goal in GOALS:
         re.compile(goal.cases)
         assert goal.limit > 0
-        assert goal.benchmark in names | {"workers"}
+        assert goal.benchmark in names

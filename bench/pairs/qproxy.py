@@ -105,10 +105,15 @@ class QProxy(ProxyPair):
             f"{self.name}: tunnel",
             running.processes,
         )
-        mode = next(gateway_events(near, "tunnel_up")).get("mode")
+        up = next(gateway_events(near, "tunnel_up"))
+        mode = up.get("mode")
         if self.hybrid and mode != "hybrid":
             raise BenchError(f"{self.name}: expected a hybrid tunnel, got {mode}")
-        running.facts["mode"] = str(mode)
+        running.facts |= {
+            "mode": str(mode),
+            "tls_cipher": str(up.get("tls_cipher")),
+            "group": str(up.get("tls_group")),
+        }
 
     def facts_at_end(self, running: Running) -> dict[str, str | int]:
         """Epochs, from the near gateway's last words. Raises BenchError where one was classical."""

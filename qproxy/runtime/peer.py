@@ -412,6 +412,8 @@ class Peer:
             kem=self.settings.kem,
             kem_provider=self._kem.name,
             aead=self.settings.aead,
+            tls_group=facts.tls_group,
+            tls_cipher=facts.tls_cipher,
             tls_ms=_milliseconds(facts.authenticated_at - facts.began_at),
             handshake_ms=_milliseconds(facts.established_at - facts.began_at),
         )

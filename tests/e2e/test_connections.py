@@ -216,5 +216,7 @@ def test_the_tunnel_between_them_is_hybrid(world: World) -> None:
         up = gateway.find("tunnel_up")[0]
         assert up["mode"] == "hybrid"
         assert 0 < up["tls_ms"] < up["handshake_ms"]
+        assert up["tls_group"] == "X25519MLKEM768"
+        assert up["tls_cipher"].startswith("TLS_AES_")
         group = gateway.find("peer_authenticated")[0]["group"]
         assert group == "X25519MLKEM768"

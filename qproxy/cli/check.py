@@ -60,7 +60,7 @@ def _gateway_lines(config: GatewayConfig, findings: Findings) -> Iterator[str]:
     if config.tunnel.listen is not None:
         yield f"  waits for tunnels on {config.tunnel.listen}"
     for peer in config.peers.values():
-        yield from _peer_lines(peer, config)
+        yield from _peer_lines(peer, config, findings)
     for listener in config.listeners.values():
         yield f"  listener {listener.name}: {_listener_text(listener)}"
     for service in config.services.values():
@@ -71,25 +71,35 @@ def _gateway_lines(config: GatewayConfig, findings: Findings) -> Iterator[str]:
     yield f"  on SIGTERM, connections may go on for {config.shutdown.drain_s:g} s"
 
 
-def _peer_lines(peer: PeerConfig, config: GatewayConfig) -> Iterator[str]:
+def _peer_lines(peer: PeerConfig, config: GatewayConfig, findings: Findings) -> Iterator[str]:
     how = "waits for it" if peer.address is None else f"dials {peer.address}"
     tunnels = "" if peer.address is None else f", {_count(peer.tunnels, 'tunnel')}"
     yield f"  peer {peer.name}: {how}{tunnels}"
-    if peer.key_source is None:
+    if not peer.paths:
         yield "    policy off: classical-only, ML-KEM without QKD keys"
     else:
-        source = _source_text(config.key_sources[peer.key_source])
         fall_back = {
             Policy.OFF: "uses QKD keys only where the peer demands them",
             Policy.PREFER: "falls back to classical-only without QKD keys",
             Policy.REQUIRE: f"closes tunnels after {peer.max_without_qkd_s:g} s without a QKD key",
         }[peer.policy]
         yield f"    policy {peer.policy}: {fall_back}"
-        keys = _count(peer.qkd_keys_per_epoch, "QKD key")
-        yield (
-            f"    {keys} of {peer.qkd_key_size_bits} bits per epoch from {source}, "
-            f"as SAE {peer.local_sae_id} with {peer.peer_sae_id}"
-        )
+        if len(peer.paths) > 1:
+            others = "" if peer.combine_at_least == len(peer.paths) else ", or what is left of them"
+            yield (
+                f"    keys of {len(peer.paths)} sources in each epoch{others}; "
+                f"hybrid with at least {peer.combine_at_least}"
+            )
+        keys = _count(peer.qkd_keys_per_epoch, "key")
+        for path in peer.paths:
+            source = config.key_sources[path.source]
+            name = f"{path.name}: " if path.name else ""
+            pad = findings.facts.get(f"key_sources.{path.source}.directory", "")
+            yield (
+                f"    {name}{keys} of {peer.qkd_key_size_bits} bits per epoch from "
+                f"{_source_text(source)}, {_keys_text(source)}, as SAE {path.local_sae_id} "
+                f"with {path.peer_sae_id}{f'; {pad}' if pad else ''}"
+            )
     extras = ", pre-shared key" if peer.psk_file is not None else ""
     yield (
         f"    {peer.kem}, {peer.aead}{extras}; new keys every {peer.rekey.interval_s:g} s, "
@@ -108,6 +118,15 @@ def _source_text(source: KeySourceConfig) -> str:
     if isinstance(source, SkipSourceConfig):
         return f"{source.name} (SKIP, {source.url})"
     return f"{source.name} (files in {source.directory})"
+
+
+def _keys_text(source: KeySourceConfig) -> str:
+    """What its keys may be called, before it has been asked."""
+    if isinstance(source, Etsi014SourceConfig):
+        return "QKD keys unless it says that they are simulated"
+    if isinstance(source, SkipSourceConfig):
+        return "which does not say what its keys are"
+    return "a pre-shared pad and no QKD keys"
 
 
 def _listener_text(listener: ListenerConfig) -> str:

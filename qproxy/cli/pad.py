@@ -1,4 +1,4 @@
-"""`qproxy pad make`: the two directories of keys that key sources of type `file` read."""
+"""`qproxy pad make`: the two halves of a pre-shared pad, for key sources of type `file`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pad_make_command(options: argparse.Namespace) -> ExitCode:
     print(options.site_a)
     print(options.site_b)
     print_warning(
-        "these keys come from this machine's random number generator: they are for TRIALS",
+        "these keys are random numbers of this machine, a pre-shared pad: they are no QKD keys",
         f"carry {options.site_b} to the other site over a channel you trust, and delete it here",
     )
     return ExitCode.DONE

@@ -17,20 +17,25 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from qproxy.address import TcpAddress
+from qproxy.admin.assess import LOW_PAD_KEYS
 from qproxy.config.model import (
     AuditConfig,
     ControlConfig,
     FileSourceConfig,
     GatewayConfig,
+    KeySourceConfig,
     KmeSimConfig,
     PeerConfig,
     PemFiles,
     Pkcs12Files,
+    SkipSourceConfig,
     TlsSourceConfig,
 )
 from qproxy.crypto.kem import load_kem_provider
-from qproxy.errors import ConfigError, QproxyError
+from qproxy.errors import ConfigError, KeySourceError, QproxyError
 from qproxy.modes import Policy
+from qproxy.runtime.build import bound_sae_ids
+from qproxy.sources.file import inspect_pad
 from qproxy.supervisor.cpus import worker_count
 from qproxy.tls.identity import TlsIdentity, TrustStore
 from qproxy.tls.names import certificate_names
@@ -201,6 +206,8 @@ def inspect_gateway(config: GatewayConfig, now: dt.datetime) -> Findings:
                 key = f"key_sources.{name}" + (f".kmes.{endpoint.name}" if several else "")
                 findings.client(key, endpoint.client)
                 findings.trust(key, endpoint.ca)
+        if isinstance(source, FileSourceConfig):
+            _inspect_pad(config, source, findings)
     for name, listener in config.listeners.items():
         if listener.tls is not None:
             key = f"listeners.{name}.tls"
@@ -236,9 +243,43 @@ def inspect_kme_sim(config: KmeSimConfig, now: dt.datetime) -> Findings:
     return findings
 
 
+def _inspect_pad(config: GatewayConfig, source: FileSourceConfig, findings: Findings) -> None:
+    """Whether the pad can be used, has keys of the right size, and how many are left."""
+    key = f"key_sources.{source.name}.directory"
+    try:
+        pad = inspect_pad(source.directory)
+    except KeySourceError as error:
+        hint = "qproxy pad make makes both sides' directories; chmod -R go= where they are open"
+        findings.keep(key, ConfigError(str(error), hint=hint))
+        return
+    findings.facts[key] = f"{pad.master_keys} left to dial with, {pad.slave_keys} to be dialled"
+    for peer in config.peers.values():
+        if all(path.source != source.name for path in peer.paths):
+            continue
+        left = pad.slave_keys if peer.address is None else pad.master_keys
+        if left < LOW_PAD_KEYS:
+            findings.warn(
+                f"the pad of {source.name} has {left} keys left for peer {peer.name}",
+                "make another with qproxy pad make, and carry it to the other site",
+            )
+        if pad.key_size_bits not in {0, peer.qkd_key_size_bits}:
+            size = f"{pad.key_size_bits} bits, expected {peer.qkd_key_size_bits}"
+            findings.keep(
+                key,
+                ConfigError(
+                    f"the pad's keys have {size}",
+                    hint=f"set peers.{peer.name}.qkd_key_size_bits, or make another pad",
+                ),
+            )
+
+
 def _inspect_peer(key: str, peer: PeerConfig, findings: Findings) -> None:
     if peer.psk_file is not None:
         findings.secret_file(peer.psk_file)
+    try:
+        bound_sae_ids(peer)
+    except ConfigError as error:
+        findings.keep(f"{key}.key_sources", error)
     if peer.pinned_certificate is not None:
         try:
             TrustStore.load(peer.pinned_certificate)
@@ -260,23 +301,16 @@ def _advice(config: GatewayConfig) -> Iterator[tuple[str, str | None]]:
                 f"peers.{name}: policy off, so tunnels run classical-only (ML-KEM, no QKD key)",
                 "policy prefer or require, with a key_source, uses QKD",
             )
-        source = None if peer.key_source is None else config.key_sources.get(peer.key_source)
-        if isinstance(source, FileSourceConfig):
-            yield (
-                f"peers.{name}: keys from files ({source.name}) are for trials, not QKD keys",
-                "use a source of type etsi-qkd-014",
-            )
-        if isinstance(source, TlsSourceConfig) and (source.request_timeout_s > peer.kme_timeout_s):
-            yield (
-                f"peers.{name}: kme_timeout_s ({peer.kme_timeout_s:g}) ends requests before "
-                f"request_timeout_s ({source.request_timeout_s:g}) of {source.name} does",
-                "make kme_timeout_s the longer one",
-            )
+        for path in peer.paths:
+            source = config.key_sources.get(path.source)
+            if source is not None:
+                yield from _source_advice(name, peer, source)
+        yield from _combine_advice(name, peer, config)
     yield from _worker_advice(config)
     yield from _audit_advice(config.audit)
     if not config.listeners and not config.services:
         yield "no listeners and no services: nothing can use the tunnels", None
-    used = {peer.key_source for peer in config.peers.values()}
+    used = {path.source for peer in config.peers.values() for path in peer.paths}
     for name in config.key_sources:
         if name not in used:
             yield f"key_sources.{name}: no peer uses it", None
@@ -305,6 +339,51 @@ def _worker_advice(config: GatewayConfig) -> Iterator[tuple[str, str | None]]:
                 f"of the {workers} workers, which then refuse connections",
                 f"dial it from here, or have it keep at least {workers} tunnels",
             )
+
+
+def _source_advice(
+    name: str, peer: PeerConfig, source: KeySourceConfig
+) -> Iterator[tuple[str, str | None]]:
+    if isinstance(source, FileSourceConfig):
+        yield (
+            f"peers.{name}: keys of {source.name} are a pre-shared pad, not QKD keys",
+            "a source of type etsi-qkd-014 gives those",
+        )
+    if isinstance(source, SkipSourceConfig):
+        yield (
+            f"peers.{name}: {source.name} does not say how it comes by its keys (SKIP)",
+            "ask whoever runs the key provider whether they are QKD keys",
+        )
+    if isinstance(source, TlsSourceConfig) and source.request_timeout_s > peer.kme_timeout_s:
+        yield (
+            f"peers.{name}: kme_timeout_s ({peer.kme_timeout_s:g}) ends requests before "
+            f"request_timeout_s ({source.request_timeout_s:g}) of {source.name} does",
+            "make kme_timeout_s the longer one",
+        )
+
+
+def _combine_advice(
+    name: str, peer: PeerConfig, config: GatewayConfig
+) -> Iterator[tuple[str, str | None]]:
+    """Several sources are worth what they do not share."""
+    if peer.combine_at_least > 1 and peer.policy is Policy.PREFER:
+        yield (
+            f"peers.{name}: with policy prefer and combine_at_least {peer.combine_at_least}, "
+            "losing a source means classical-only although another has keys",
+            "combine_at_least: 1 stays hybrid, and what was mixed in stays in every later key",
+        )
+    sites: dict[str, str] = {}
+    for path in peer.key_sources.values():
+        source = config.key_sources.get(path.source)
+        if not isinstance(source, TlsSourceConfig):
+            continue
+        for url in sorted({endpoint.url for endpoint in source.endpoints}):
+            other = sites.setdefault(url, path.name)
+            if other != path.name:
+                yield (
+                    f"peers.{name}: paths {other} and {path.name} both end at {url}",
+                    "whoever takes over that KME has the keys of both",
+                )
 
 
 def _audit_advice(audit: AuditConfig) -> Iterator[tuple[str, str | None]]:

@@ -160,7 +160,7 @@ def _build_source(
             retry_s=config.kme_retry_s,
             max_retry_s=config.max_kme_retry_s,
         )
-    return FileSource(config.name, config.directory)
+    return FileSource(config.name, config.directory, dials=peer.address is not None)
 
 
 def _build_kme(

@@ -21,7 +21,7 @@ from qproxy.pki import (
     make_authority,
     make_crl,
 )
-from qproxy.sources.file import FileSource
+from qproxy.sources.file import FileSource, make_key_directories
 
 SECRET = "do not print this"
 GATEWAY = """\
@@ -375,7 +375,7 @@ def test_check_says_what_a_configuration_does(room, capsys):
         "identity: gw-a, until ",
         "peer gw-b: dials 127.0.0.1:7444, 1 tunnel",
         "policy prefer: falls back to classical-only",
-        "1 QKD key of 256 bits per epoch from kme-a (ETSI GS QKD 014, https://127.0.0.1:8441)",
+        "1 key of 256 bits per epoch from kme-a (ETSI GS QKD 014, https://127.0.0.1:8441)",
         "new keys every 60 s, 64GiB or 4194304 records",
         "listener web: 127.0.0.1:8080 (plaintext) -> service web at gw-b",
         "ok, 0 warnings",
@@ -502,6 +502,47 @@ def test_check_warns_of_a_certificate_near_its_end(room, capsys):
     assert "gw-a.pem expires on" in err
 
 
+def test_check_looks_into_a_pad(room, capsys):
+    site = room / "keys"
+    make_key_directories(site, room / "other", number=3)
+    rewrite(room, "key_source: kme-a", "key_source: pad")
+    rewrite(room, "listeners:", "  pad: {type: file, directory: keys}\nlisteners:")
+    code, out, err = check(room, capsys)
+    assert code == 0
+    assert "from pad (files in" in out
+    assert "a pre-shared pad and no QKD keys" in out
+    assert "3 left to dial with, 3 to be dialled" in out
+    assert "the pad of pad has 3 keys left for peer gw-b" in err
+    rewrite(room, "key_source: pad", "key_source: pad, qkd_key_size_bits: 512")
+    code, _out, err = check(room, capsys)
+    assert code == 78
+    assert "the pad's keys have 256 bits, expected 512" in err
+    (site / "slave").chmod(0o755)
+    code, _out, err = check(room, capsys)
+    assert code == 78
+    assert "has mode 0755, expected 0700" in err
+
+
+def test_check_says_what_several_sources_are_worth(room, capsys):
+    kme = "{type: etsi-qkd-014, url: 'https://127.0.0.1:8441', ca: pki/ca.pem, "
+    kme += "certificate: pki/gw-a.pem, private_key: pki/gw-a.key}"
+    rewrite(
+        room,
+        "key_source: kme-a",
+        "combine: all, combine_at_least: 2, key_sources: "
+        "{north: {source: kme-a}, south: {source: kme-s, peer_sae_id: b-south}}",
+    )
+    rewrite(room, "listeners:", f"  kme-s: {kme}\nlisteners:")
+    code, out, err = check(room, capsys)
+    assert code == 0
+    assert "keys of 2 sources in each epoch; hybrid with at least 2" in out
+    assert "north: 1 key of 256 bits per epoch from kme-a (ETSI GS QKD 014" in out
+    assert "as SAE gw-a with b-south" in out
+    assert "paths north and south both end at https://127.0.0.1:8441" in err
+    assert "losing a source means classical-only although another has keys" in err
+    assert "no peer uses it" not in err
+
+
 def test_check_loads_everything_else_that_is_named(room, capsys):
     for name in ("pin.pem", "tls.pem", "svc-ca.pem", "svc.pem", "client-ca.pem"):
         (room / name).write_text("nonsense")
@@ -526,7 +567,8 @@ def test_check_loads_everything_else_that_is_named(room, capsys):
         "svc.pem: services.s.tls.certificate: ",
     ):
         assert key in err
-    assert "keys from files (pad) are for trials" in err
+    assert "keys of pad are a pre-shared pad, not QKD keys" in err
+    assert "key_sources.pad.directory: " in err
     assert "(TLS), client certificates optional" in out
 
 
@@ -550,12 +592,12 @@ async def test_pad_make_writes_two_sites_that_share_their_keys(tmp_path, capsys)
     assert main(["pad", "make", str(site_a), str(site_b), "--number", "3"]) == 0
     said = capsys.readouterr()
     assert said.out.splitlines() == [str(site_a), str(site_b)]
-    assert "TRIALS" in said.err
+    assert "no QKD keys" in said.err
     master, slave = FileSource("a", site_a), FileSource("b", site_b)
     keys = await master.get_keys(3, 256)
     same = await slave.get_keys_by_id([key.key_id for key in keys], 256)
     assert [key.key for key in keys] == [key.key for key in same]
-    assert all(key.simulated for key in keys)
+    assert not any(key.simulated for key in keys)
 
 
 @pytest.mark.parametrize(

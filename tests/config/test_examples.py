@@ -13,6 +13,7 @@ from qproxy.config.reader import load_any_config, load_gateway_config, load_kme_
 from qproxy.config.scalars import format_size
 from qproxy.config.schema import GATEWAY, KME_SIM, REQUIRED, list_keys
 from qproxy.pki import KeyAlgorithm, init_pki
+from qproxy.sources.file import make_key_directories
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
@@ -37,7 +38,7 @@ def configs(request, tmp_path_factory):
     for name in ("gw-b.psk", "gw-a-gw-b.psk"):
         (room / "pki" / name).touch(mode=0o600)
         (room / "pki" / name).write_text("5a" * 32 + "\n")
-    (room / "keys").mkdir()
+    make_key_directories(room / "keys", room / "keys-b", number=2)
     return room
 
 

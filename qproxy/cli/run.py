@@ -40,7 +40,8 @@ def _run_workers(config: GatewayConfig, workers: int, started: _OnStart) -> Exit
     try:
         trio.run(partial(run_supervisor, config, workers, task_status=started))
     except WorkerFailedError as error:
-        # It has said why, on the same standard error.
+        if not error.told:
+            print_error(str(error), "was it killed for want of memory?")
         return ExitCode.CONFIG if error.exit_code == ExitCode.CONFIG else ExitCode.FAILED
     return ExitCode.DONE
 

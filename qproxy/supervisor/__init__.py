@@ -1,7 +1,7 @@
 """Several worker processes, and the one that starts them, watches them and speaks for them.
 
 Theory of operation. With ``node.workers`` above 1 the process that ``qproxy run`` starts is the
-supervisor. It carries no data and holds no key: it reads the configuration, reserves the addresses,
+supervisor. It carries no data and keeps no key: it reads the configuration, reserves the addresses,
 starts the workers and answers the operator. Each worker is this program started anew (never a fork)
 and runs one whole :class:`~qproxy.runtime.gateway.Gateway` with its share of every limit: its own
 tunnels, streams, keys and audit trail. Workers know nothing of each other. What ends one ends its

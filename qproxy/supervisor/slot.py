@@ -34,15 +34,17 @@ Launch = Callable[[int], Awaitable[tuple[WorkerProcess, Channel]]]
 
 
 class WorkerFailedError(QproxyError):
-    """A worker ended before it had ever served, and has said why itself.
+    """A worker ended before it had ever served, or may not go on without its audit log.
 
     Attributes:
         exit_code: its exit code, or 1 where a signal killed it.
+        told: it has said why itself, on standard error.
     """
 
     def __init__(self, number: int, exit_code: int) -> None:
         super().__init__(f"worker {number} ended before it served: {describe_exit(exit_code)}")
-        self.exit_code = exit_code if exit_code > 0 else 1
+        self.told = exit_code > 0
+        self.exit_code = exit_code if self.told else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -151,6 +151,13 @@ async def test_a_first_worker_that_never_serves_is_why_nothing_starts(autojump_c
         assert len(found.processes) == 1
 
 
+def test_a_worker_that_was_killed_has_not_said_why():
+    assert WorkerFailedError(0, 78).told
+    killed = WorkerFailedError(0, -9)
+    assert (killed.told, killed.exit_code) == (False, 1)
+    assert "killed by SIGKILL" in str(killed)
+
+
 async def test_a_process_that_cannot_be_started_is_tried_again(autojump_clock):
     async with place() as found:
         found.refuse = True

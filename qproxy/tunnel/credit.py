@@ -6,33 +6,40 @@ reader holds back its own stream and nobody else.
 
 Windows, in three rules. A *stream's* window starts small and follows what its reader takes: when
 most of a window is taken within one round trip, the sender is held up by it, and the window grows
-to six times what was taken; when it is far more than is taken in a round trip, it shrinks. So it
-settles at 2 to 4 times the bandwidth-delay product, whatever the path. The *session's* window
-is the memory limit, in full and from the start: it holds up nobody before memory really is short.
-The *budget* lets all streams' windows together grow to three quarters of the session's, and none to
-more than the others have left it. So streams that stop reading leave room for those that go on.
+to six times what was taken. What is more than four times that is not needed on a long path, and on
+a short one half of it is tried, and twice as much now and then (:mod:`qproxy.tunnel.trials`). So it
+settles at two to four times the bandwidth-delay product, or at what two busy event loops need. The
+*session's* window is the memory limit, in full and from the start: it holds up nobody before memory
+really is short. The *budget* lets all streams' windows together grow to three quarters of the
+session's, and none to more than the others have left it. So streams that stop reading leave room
+for those that go on.
 """
 
 from __future__ import annotations
 
 from qproxy.errors import LocalProtocolError, Reason, RemoteProtocolError
 from qproxy.tunnel.constants import INITIAL_SESSION_CREDIT_BYTES, INITIAL_STREAM_CREDIT_BYTES
+from qproxy.tunnel.trials import REVIEW_S, Trials
 
 #: Round trip assumed until one was measured, in seconds.
 ASSUMED_ROUND_TRIP_S = 0.1
-#: Windows are sized for round trips no shorter than this, in seconds: what two event loops may take
-#: over a piece of bulk data. On a short path it saves credit frames.
-MIN_ROUND_TRIP_S = 0.005
+#: Windows are sized for round trips no shorter than this, in seconds. What waits for a busy reader
+#: is up to four times what it reads in this time, and small messages wait behind it.
+MIN_ROUND_TRIP_S = 0.0005
 #: A window of which more than this share is taken within a round trip is too small.
 FULL_SHARE = 0.45
 #: What a window that is too small grows to, in multiples of what was taken in a round trip. So it
 #: nearly trebles in each of the first round trips.
 GROWTH = 6
-#: A window of more than this many times what is taken in a round trip is too large, when it is so
-#: in two round trips in a row: what comes in bursts may fall on either side of one.
+#: A window of more than this many times what is taken in a round trip may be too large.
 LARGE = 4
-#: It shrinks to this many times, and by no more than half at once.
-ENOUGH = 3
+#: Beside a round trip of this length, what event loops take does not matter, in seconds: a larger
+#: window than the round trip calls for is not tried.
+LONG_ROUND_TRIP_S = 0.005
+#: A rate is measured over this many round trips at least.
+REVIEW_ROUND_TRIPS = 2
+#: One that took longer to measure than this says nothing, in seconds: the stream had pauses.
+MAX_REVIEW_S = 2.0
 #: Share of the session's window that all streams' windows may grow to together: the rest is for
 #: the initial credit of streams that have not shown yet what they need.
 BUDGET_SHARE = 0.75
@@ -167,18 +174,18 @@ class StreamCredit(ReceiveCredit):
         idle_surveys: how many surveys in a row have found that next to nothing was handed on.
     """
 
-    __slots__ = ("_budget", "_large", "_max_window", "_span_at", "_span_from", "_surveyed",
-                 "idle_surveys")  # fmt: skip
+    __slots__ = ("_budget", "_max_window", "_review_at", "_review_from", "_span_at", "_span_from",
+                 "_surveyed", "_trials", "idle_surveys")  # fmt: skip
 
     def __init__(self, max_window: int, budget: WindowBudget, now: float) -> None:
         super().__init__(INITIAL_STREAM_CREDIT_BYTES, INITIAL_STREAM_CREDIT_BYTES)
         self.idle_surveys = 0
         self._max_window = max_window
         self._budget = budget
-        self._span_at = now
-        self._span_from = 0
-        self._large = False
+        self._span_at = self._review_at = now
+        self._span_from = self._review_from = 0
         self._surveyed = 0
+        self._trials = Trials(now)
 
     def on_consumed(self, count: int, now: float, round_trip_s: float) -> int | None:
         """``count`` bytes were handed on.
@@ -212,7 +219,7 @@ class StreamCredit(ReceiveCredit):
             self.idle_surveys = 0
             return
         self.idle_surveys += 1
-        self._shrink(0)
+        self._shrink()
 
     def release(self) -> None:
         """No more data will come: the window goes back to the budget."""
@@ -222,27 +229,55 @@ class StreamCredit(ReceiveCredit):
         """Look at what was taken in this span of time, a round trip long or not over yet."""
         elapsed = now - self._span_at
         taken = self.consumed - self._span_from
-        over = elapsed >= round_trip_s
-        if over:
+        if elapsed >= round_trip_s:
             taken = int(taken * round_trip_s / elapsed)
             self._span_at = now
             self._span_from = self.consumed
         if taken > FULL_SHARE * self.window:
-            # Half of what the others have left free: one as large as this would still fit.
-            others = self._budget.free + self.window - INITIAL_STREAM_CREDIT_BYTES
-            share = INITIAL_STREAM_CREDIT_BYTES + others // 2
-            larger = min(GROWTH * taken, self._max_window, share)
+            larger = min(GROWTH * taken, self._largest())
             if larger > self.window:
                 self._resize(larger)
-            self._large = False
-        elif over:
-            was_large, self._large = self._large, LARGE * taken < self.window
-            if was_large and self._large:
-                self._shrink(ENOUGH * taken)
+                self._trials.drop()
+                self._review_at, self._review_from = now, self.consumed
+                return
+        if now - self._review_at >= max(REVIEW_S, REVIEW_ROUND_TRIPS * round_trip_s):
+            self._review(now, round_trip_s)
 
-    def _shrink(self, enough: int) -> None:
-        """At most halve the window. What waits to be read keeps its place in the budget."""
-        smaller = max(INITIAL_STREAM_CREDIT_BYTES, self.window // 2, enough, self.unread)
+    def _review(self, now: float, round_trip_s: float) -> None:
+        """Try another window, or end a trial."""
+        seconds = now - self._review_at
+        count = self.consumed - self._review_from
+        self._review_at, self._review_from = now, self.consumed
+        if seconds > MAX_REVIEW_S or count < self.window:
+            # Slow, or with pauses: no window holds it up.
+            self._trials.drop()
+            if LARGE * count * round_trip_s < self.window * seconds:
+                self._shrink()
+            return
+        rate = count / seconds
+        largest = self._largest()
+        factor = self._trials.step(
+            rate,
+            now,
+            large=LARGE * rate * round_trip_s < self.window > INITIAL_STREAM_CREDIT_BYTES,
+            largest=self.window >= largest or round_trip_s >= LONG_ROUND_TRIP_S,
+        )
+        if factor < 1:
+            self._shrink()
+        elif factor > 1:
+            self._resize(max(self.window, min(2 * self.window, largest)))
+
+    def _largest(self) -> int:
+        """What the window may grow to: half of what the others have left of the budget.
+
+        So one as large as this would still fit.
+        """
+        others = self._budget.free + self.window - INITIAL_STREAM_CREDIT_BYTES
+        return min(self._max_window, INITIAL_STREAM_CREDIT_BYTES + others // 2)
+
+    def _shrink(self) -> None:
+        """Halve the window. What waits to be read keeps its place in the budget."""
+        smaller = max(INITIAL_STREAM_CREDIT_BYTES, self.window // 2, self.unread)
         if smaller < self.window:
             self._resize(smaller)
 

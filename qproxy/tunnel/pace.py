@@ -15,7 +15,7 @@ that is a lot, the mark doubles as well, and bulk moves in fewer and larger piec
 
 from __future__ import annotations
 
-import enum
+from qproxy.tunnel.trials import REVIEW_S, Trials
 
 #: Time that bulk data may wait in the output, and again in the kernel, in seconds.
 QUEUE_S = 0.0005
@@ -24,24 +24,8 @@ MIN_HIGH_WATER_BYTES = 16 * 1024
 MAX_HIGH_WATER_BYTES = 1024 * 1024
 #: Where it begins, in bytes: right for 1 Gbit/s.
 INITIAL_HIGH_WATER_BYTES = 64 * 1024
-#: A rate is measured over so much time without pauses, in seconds.
-_REVIEW_S = 0.05
-#: A lower mark stays if the rate is at least this share of what it was before ...
-_KEPT_SHARE = 0.9
-#: ... and a higher one if the rate is at least so many times what it was.
-_GAINED_SHARE = 1.1
-#: What was tried in vain is not tried again for so long, in seconds.
-_HOLD_S = 10.0
 #: How often the rate is looked at of a transport that is not full, in seconds.
 _LOOK_INTERVAL_S = 0.01
-
-
-class _Trial(enum.Enum):
-    """What is being tried."""
-
-    NONE = enum.auto()
-    LOWER = enum.auto()
-    HIGHER = enum.auto()
 
 
 class Pace:
@@ -53,9 +37,8 @@ class Pace:
         idle: since the transport was full there was a moment with room and nothing to send.
     """
 
-    __slots__ = ("_full_at", "_hold_higher_until", "_hold_lower_until", "_last_rate", "_looked_at",
-                 "_measured_bytes", "_measured_s", "_rate_before", "_taken_at_look",
-                 "_taken_before", "_trial", "high_water", "idle", "look_at")  # fmt: skip
+    __slots__ = ("_full_at", "_looked_at", "_measured_bytes", "_measured_s", "_taken_at_look",
+                 "_taken_before", "_trials", "high_water", "idle", "look_at")  # fmt: skip
 
     def __init__(self, now: float) -> None:
         self.high_water = INITIAL_HIGH_WATER_BYTES
@@ -67,9 +50,7 @@ class Pace:
         self._taken_before = 0
         self._measured_bytes = 0
         self._measured_s = 0.0
-        self._trial = _Trial.NONE
-        self._rate_before = self._last_rate = 0.0
-        self._hold_lower_until = self._hold_higher_until = now
+        self._trials = Trials(now)
 
     def transport_full(self, taken: int, now: float) -> None:
         """The transport took less than was there.
@@ -87,7 +68,7 @@ class Pace:
             return
         self._measured_bytes += count
         self._measured_s += elapsed
-        if self._measured_s >= _REVIEW_S:
+        if self._measured_s >= REVIEW_S:
             self._review(self._measured_bytes / self._measured_s, now)
             self._measured_bytes = 0
             self._measured_s = 0.0
@@ -105,43 +86,25 @@ class Pace:
         self.look_at = now + _LOOK_INTERVAL_S
 
     def _review(self, rate: float, now: float) -> None:
-        """End a trial, or begin one. Rates are in bytes a second."""
-        trial, self._trial = self._trial, _Trial.NONE
-        if trial is _Trial.LOWER and rate < _KEPT_SHARE * self._rate_before:
+        """A rate was measured, in bytes a second."""
+        target = rate * QUEUE_S
+        if target > self.high_water:
+            self._trials.drop()
             self._double()
-            self._hold_lower_until = now + _HOLD_S
-        elif trial is _Trial.HIGHER and rate < _GAINED_SHARE * self._rate_before:
-            self._halve()
-            self._hold_higher_until = now + _HOLD_S
-        elif rate * QUEUE_S > self.high_water:
-            self._double()
-        elif (
-            2 * rate * QUEUE_S <= self.high_water > MIN_HIGH_WATER_BYTES
-            and now >= self._hold_lower_until
-        ):
-            self._try(_Trial.LOWER, rate)
-        elif (
-            self.high_water < MAX_HIGH_WATER_BYTES
-            and now >= self._hold_higher_until
-            and rate <= _GAINED_SHARE * self._last_rate  # It does not grow by itself just now.
-        ):
-            self._try(_Trial.HIGHER, rate)
-        self._last_rate = rate
-
-    def _try(self, trial: _Trial, rate: float) -> None:
-        self._trial, self._rate_before = trial, rate
-        if trial is _Trial.LOWER:
-            self._halve()
-        else:
-            self._double()
+            return
+        factor = self._trials.step(
+            rate,
+            now,
+            large=2 * target <= self.high_water > MIN_HIGH_WATER_BYTES,
+            largest=self.high_water >= MAX_HIGH_WATER_BYTES,
+        )
+        self._change(max(int(factor * self.high_water), MIN_HIGH_WATER_BYTES))
 
     def _double(self) -> None:
-        self._change(min(2 * self.high_water, MAX_HIGH_WATER_BYTES))
-
-    def _halve(self) -> None:
-        self._change(max(self.high_water // 2, MIN_HIGH_WATER_BYTES))
+        self._change(2 * self.high_water)
 
     def _change(self, high_water: int) -> None:
         # What the transport takes next is more, or less, than what has left it.
+        high_water = min(high_water, MAX_HIGH_WATER_BYTES)
         self.idle = self.idle or high_water != self.high_water
         self.high_water = high_water

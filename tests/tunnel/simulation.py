@@ -58,6 +58,7 @@ class Path:
         carried: bytes that have left.
         on_writable: called when it takes bytes again after it refused some ...
         late_s: ... so late, in seconds.
+        bounded: False where the queue is at the far end's kernel, which takes all that comes.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Path:
         self.carried = 0
         self.on_writable: Callable[[], None] = lambda: None
         self.late_s = 0.0
+        self.bounded = True
         self._clock = clock
         self._bytes_per_s = rate_bps / 8
         self._delay_s = delay_s
@@ -77,7 +79,8 @@ class Path:
 
     def send(self, data: memoryview) -> int:
         """As much as there is room for, like a non-blocking socket."""
-        count = min(len(data), max(0, self.max_unsent - len(self.unsent)))
+        room = max(0, self.max_unsent - len(self.unsent)) if self.bounded else len(data)
+        count = min(len(data), room)
         self.unsent += data[:count]
         self._refused = count < len(data)
         if not self._busy:

@@ -251,6 +251,39 @@ def test_a_transport_that_is_never_full_is_given_more_when_it_takes_much() -> No
     assert fast.high_water == 512 * 1024
 
 
+@pytest.mark.parametrize("really_s", [0.001, 0.003, 0.01])
+def test_credit_that_takes_longer_than_a_ping_costs_no_throughput(really_s: float) -> None:
+    """Two busy event loops: the ping was measured while they were idle."""
+    simulation = Simulation(rate_bps=GIGABIT, round_trip_s=really_s)
+    for end in (simulation.client, simulation.server):
+        end.core.session._base_round_trip_s = 0.0002
+    stream_id = simulation.open()
+    simulation.bulk(Role.CLIENT, stream_id)
+    simulation.run(1.0)
+    path = simulation.client.path
+    before = path.carried
+    simulation.run(1.0)
+    assert path.carried - before >= 0.9 * GIGABIT / 8
+
+
+def test_little_waits_for_a_far_gateway_that_cannot_keep_up() -> None:
+    """Its kernel takes all that is sent: only the window keeps the queue there short."""
+    simulation = Simulation(rate_bps=GIGABIT, round_trip_s=0.0003)
+    stream_id = simulation.open()
+    requests = Requests(simulation, simulation.open(), every_s=0.0051)
+    simulation.run(0.5)
+    alone = quantile(requests.latencies, 0.99)
+    path = simulation.client.path
+    path.bounded = False
+    simulation.bulk(Role.CLIENT, stream_id)
+    simulation.run(0.5)
+    requests.latencies.clear()
+    before = path.carried
+    simulation.run(1.0)
+    assert quantile(requests.latencies, 0.99) - alone <= 0.002
+    assert path.carried - before >= 0.9 * GIGABIT / 8
+
+
 # --- turns -----------------------------------------------------------------------------------
 
 

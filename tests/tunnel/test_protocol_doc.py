@@ -24,6 +24,7 @@ from qproxy.tunnel import (
     settings,
     states,
     timers,
+    trials,
     turns,
 )
 from qproxy.tunnel.settings import Role
@@ -217,12 +218,12 @@ def test_every_number_of_flow_control_is_listed():
     listed = {row[0]: float(row[1].replace(",", "")) for row in rows(section("Flow control"))[2:]}
     code = {
         name: value
-        for module in (credit, session, pace, turns, records_out)
+        for module in (credit, session, pace, trials, turns, records_out)
         for name, value in vars(module).items()
         if name in listed
     }
     assert listed == code
-    for module in (credit, pace, turns):
+    for module in (credit, pace, trials, turns):
         own = Path(module.__file__).read_text(encoding="utf-8")
         public = set(re.findall(r"^([A-Z][A-Z_]+) = ", own, re.MULTILINE))
         assert public - set(listed) <= {"ASSUMED_ROUND_TRIP_S", "SMALL_BYTES"}

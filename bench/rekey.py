@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from bench.command import MEGABYTE, Benchmark, add_megabytes_option
 from bench.generator import BLOCKING, LoadClient
 from bench.host import Host
+from bench.pairs import Kind
 from bench.pairs.qproxy import QProxy
-from bench.record import Record
+from bench.record import Figure, Record
 from bench.rounds import Bench, CpuMeter, Measure, run_rounds, utc_now
 from bench.stats import Spread, percentile
 from bench.study import table
@@ -63,8 +64,19 @@ def run_rekey(parameters: RekeyParameters) -> Record:
         parameters={**asdict(parameters), "connections": 1},
         value="mb_per_s",
         cost="cpu_s_per_gb",
+        figures=(
+            Figure("mb_per_s", "throughput", "MB/s"),
+            Figure("cpu_s_per_gb", "CPU time", "s/GB", less_is_better=True),
+            Figure("p50_us", "small message, p50", "µs", less_is_better=True),
+            Figure("p99_us", "small message, p99", "µs", less_is_better=True),
+            Figure("p999_us", "small message, p99.9", "µs", less_is_better=True),
+            Figure("cpu_ms_per_s", "CPU time while idle", "ms/s", less_is_better=True),
+        ),
     )
-    pairs = [QProxy(EVERY_SECOND, rekey_interval_s=1.0), QProxy(OFF, rekey_interval_s=_NEVER_S)]
+    without = QProxy(OFF, rekey_interval_s=_NEVER_S)
+    # What the other one is held against.
+    without.kind = Kind.PEER
+    pairs = [QProxy(EVERY_SECOND, rekey_interval_s=1.0), without]
     run_rounds(record, pairs, parameters.rounds, _measure(parameters), BLOCKING)
     return record
 

@@ -13,6 +13,11 @@ from bench.record import FORMAT, Figure, Record, Row, Sample
 from bench.stats import BenchError
 from bench.study import Goal, Observation, Study
 
+_FIRST_FIGURES = (
+    Figure("mb_per_s", "throughput", "MB/s"),
+    Figure("cpu_s_per_gb", "CPU time", "s/GB", less_is_better=True),
+)
+
 
 def load_record(path: Path) -> Record | Study:
     """Read what :meth:`Record.write` or :meth:`Study.write` left behind.
@@ -52,10 +57,18 @@ def decode_record(document: Mapping[str, Any]) -> Record | Study:
         rows=[Row(**{**row, "kind": Kind(row["kind"])}) for row in document["rows"]],
         samples=[Sample(**sample) for sample in document["samples"]],
         finished=document["finished"],
-        # The first records had no list of figures and no notes.
-        figures=tuple(Figure(**figure) for figure in document.get("figures", ())),
+        figures=_figures(document),
+        # The first records had no notes.
         notes=list(document.get("notes", ())),
     )
+
+
+def _figures(document: Mapping[str, Any]) -> tuple[Figure, ...]:
+    """A record's figures; the first records had no list of them, but these two."""
+    if document.get("figures"):
+        return tuple(Figure(**figure) for figure in document["figures"])
+    named = (document["value"], document["cost"])
+    return tuple(figure for figure in _FIRST_FIGURES if figure.name in named)
 
 
 def _study(document: Mapping[str, Any]) -> Study:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import __main__ as program
 from bench import plots
 from bench.__main__ import main
 from bench.document import Items, Paragraph, Section, Table, to_html, to_markdown
@@ -196,6 +197,25 @@ def test_stored_records_give_the_same_report(record, study, tmp_path: Path) -> N
     assert main(["report", *map(str, files), "--output", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out.md").read_text() == Report([record, study]).markdown()
     assert (tmp_path / "out.html").read_text() == Report([record, study]).html()
+
+
+def test_the_first_records_had_no_list_of_figures(record, tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    figures, record.figures = record.figures, ()
+    record.write(path)
+    loaded = load_record(path)
+    assert isinstance(loaded, Record)
+    assert [(each.title, each.unit) for each in loaded.figures] == [
+        (each.title, each.unit) for each in figures
+    ]
+
+
+def test_every_record_that_is_kept_can_be_rendered() -> None:
+    kept = sorted((Path(program.__file__).parent / "results").glob("*-2026-11-22.json"))
+    records = [load_record(path) for path in kept]
+    page = Report(records).markdown()
+    for record in records:
+        assert f"## {record.benchmark}, {record.started}" in page
 
 
 def test_the_tables_for_the_readme_are_printed(record, tmp_path: Path, capsys) -> None:

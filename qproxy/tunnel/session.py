@@ -38,8 +38,12 @@ from qproxy.tunnel.turns import Turns
 
 #: Round trips are smoothed as TCP smooths them (RFC 6298 §2).
 _RTT_GAIN = 0.125
-#: Windows go by the shortest of so many round trips: the others had to wait behind something.
+#: Windows go by the shortest of so many round trips beside which little was sent ...
 _RTT_MEMORY = 4
+#: ... that is, no more than so many bytes, or so many a second. Beside more, a PING measures the
+#: queue that the windows allow, and windows that went by that would grow without end.
+_LITTLE_BYTES = 64 * 1024
+_LITTLE_BYTES_PER_S = 8_000_000
 #: A starved driver is told of credit when there is so much of it, in bytes. A peer that gives it
 #: in morsels makes us work for none.
 MIN_CREDIT_NEWS_BYTES = 1024
@@ -93,6 +97,7 @@ class Session:
         self.turns = Turns(writer)
         self._round_trips: deque[float] = deque(maxlen=_RTT_MEMORY)
         self._base_round_trip_s = ASSUMED_ROUND_TRIP_S
+        self._measured = False
         self._survey_at = now
 
     @property
@@ -223,14 +228,18 @@ class Session:
         """The tunnel is up: the peer may fill the whole of the session's window."""
         self._give_back_session_credit(0)
 
-    def on_round_trip(self, seconds: float) -> None:
-        """A PING was answered."""
-        if self._round_trips:
+    def on_round_trip(self, seconds: float, moved: int = 0) -> None:
+        """A PING was answered, and ``moved`` bytes were sent or received meanwhile."""
+        if self._measured:
             self.round_trip_s += _RTT_GAIN * (seconds - self.round_trip_s)
         else:
-            self.round_trip_s = seconds
-        self._round_trips.append(seconds)
-        self._base_round_trip_s = min(self._round_trips)
+            self.round_trip_s = self._base_round_trip_s = seconds
+        self._measured = True
+        if moved <= max(_LITTLE_BYTES, _LITTLE_BYTES_PER_S * seconds):
+            self._round_trips.append(seconds)
+            self._base_round_trip_s = min(self._round_trips)
+        else:
+            self._base_round_trip_s = min(self._base_round_trip_s, seconds)
 
     @property
     def survey_at(self) -> float | None:

@@ -19,6 +19,11 @@ from qproxy.tunnel.session import Session
 from qproxy.tunnel.settings import Role, TunnelSettings
 from qproxy.tunnel.states import Phase
 
+#: A new tunnel is pinged so many times in a row, for the first answer comes from an end that is
+#: still busy with the handshake ...
+_FIRST_PINGS = 4
+#: ... so long after each answer, in seconds.
+_FIRST_PING_DISTANCE_S = 0.1
 #: How long after ``reauth_interval_s`` a tunnel ends that was not re-authenticated, in seconds.
 REAUTH_GRACE_S = 60.0
 #: Wishes for an epoch that have a deadline or the limit of a key behind them.
@@ -60,6 +65,8 @@ class Timers:
         self._next_ping_at = now + settings.ping_interval_s
         self._ping_payload: bytes | None = None
         self._ping_sent_at = now
+        self._ping_bytes_from = 0
+        self._pongs = 0
         self._idle_mark = (-1, -1)
         self._authenticated_at = now
         self._reauth_due = False
@@ -301,6 +308,7 @@ class Timers:
         if self._ping_payload is None:
             self._ping_payload = random_bytes(PING_BYTES)
             self._ping_sent_at = now
+            self._ping_bytes_from = self._application_bytes()
             self._writer.add_frame(FrameType.PING, 0, self._ping_payload)
 
     def on_ping_frame(self, frame: FrameType, payload: bytes, now: float) -> None:
@@ -313,7 +321,10 @@ class Timers:
             raise RemoteProtocolError(Reason.UNEXPECTED_MESSAGE, "PONG without its PING")
         self._ping_payload = None
         measured = max(0.0, now - self._ping_sent_at)
-        self._session.on_round_trip(measured)
+        self._session.on_round_trip(measured, self._application_bytes() - self._ping_bytes_from)
+        self._pongs += 1
+        if self._pongs < _FIRST_PINGS:
+            self._next_ping_at = min(self._next_ping_at, now + _FIRST_PING_DISTANCE_S)
         self._events.append(RoundTrip(measured))
 
     def idle_tick(self, now: float) -> bool:

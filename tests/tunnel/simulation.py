@@ -18,6 +18,7 @@ from qproxy.tunnel.connection import Connection
 from qproxy.tunnel.events import (
     CreditAvailable,
     DataReceived,
+    RoundTrip,
     StreamHalfClosed,
     StreamRequested,
     StreamReset,
@@ -138,6 +139,8 @@ class End:
         sources: what applications have to send, by stream.
         deaf: streams whose application reads nothing.
         received: bytes of each stream that were handed on.
+        resets: streams that were reset.
+        round_trips: as pings found them.
         on_data: told of data that was handed on.
     """
 
@@ -148,6 +151,7 @@ class End:
     deaf: set[int] = field(default_factory=set)
     received: dict[int, int] = field(default_factory=dict)
     resets: list[int] = field(default_factory=list)
+    round_trips: list[RoundTrip] = field(default_factory=list)
     on_data: Callable[[int, int], None] = lambda _stream_id, _count: None
     blocked: bool = False
 
@@ -215,6 +219,8 @@ class End:
                     case StreamReset(stream_id):
                         self.resets.append(stream_id)
                         self.sources.pop(stream_id, None)
+                    case RoundTrip():
+                        self.round_trips.append(event)
                     case StreamHalfClosed():
                         raise AssertionError("nobody half-closes here")
         self.flush()
@@ -257,6 +263,7 @@ class Simulation:
             near.path.on_writable = near.on_writable
             # As if it had been this path that the first ping went over.
             near.core.session._round_trips.clear()
+            near.core.session._measured = False
             near.core.session.on_round_trip(round_trip_s)
             self.clock.at(self.clock.now, near.tick)
 

@@ -155,7 +155,37 @@ def test_pings_and_credit_do_not_wait_behind_bulk() -> None:
         end.flush()
     simulation.run(0.1)
     for end in (simulation.client, simulation.server):
-        assert end.core.session._round_trips[-1] <= 0.03 + 2 * 0.002
+        pongs = [event.seconds for event in end.round_trips]
+        assert pongs
+        assert pongs[-1] <= 0.03 + 2 * 0.002
+
+
+def test_windows_do_not_go_by_the_queue_that_they_allow() -> None:
+    """Pings beside bulk wait in its queue. Hours of bulk must not make it longer and longer."""
+    simulation = Simulation(rate_bps=1e8, round_trip_s=0.0003)
+    stream_id = simulation.open()
+    simulation.client.path.bounded = False
+    simulation.bulk(Role.CLIENT, stream_id)
+    simulation.run(0.5)
+    for _ in range(40):
+        for end in (simulation.client, simulation.server):
+            end.core._timers.ping(bytes, simulation.clock.now)
+            end.flush()
+        simulation.run(0.1)
+    assert max(event.seconds for event in simulation.client.round_trips) > 0.005
+    assert simulation.window(Role.SERVER, stream_id) <= 2 * INITIAL_STREAM_CREDIT_BYTES
+
+
+def test_a_path_that_has_become_longer_is_noticed() -> None:
+    pair = established()
+    session = pair.client.session
+    for _ in range(4):
+        session.on_round_trip(0.1, moved=100_000)
+    assert session._base_round_trip_s == 0.1
+    session.on_round_trip(1.0, moved=100_000_000)
+    assert session._base_round_trip_s == 0.1
+    session.on_round_trip(0.05, moved=100_000_000)
+    assert session._base_round_trip_s == 0.05
 
 
 def test_sixty_four_streams_share_fairly() -> None:

@@ -31,11 +31,11 @@ from bench.wan import add_path_options, inside, lead_of, one_subject
 
 _NAME = "fairness"
 FIGURES = (
+    Figure("added_p99_ms", "added to p99 by bulk", "ms", less_is_better=True),
     Figure("p99_ms", "small request beside bulk, p99", "ms", less_is_better=True),
     Figure("p50_ms", "small request beside bulk, p50", "ms", less_is_better=True),
     Figure("alone_p99_ms", "small request alone, p99", "ms", less_is_better=True),
     Figure("added_p50_ms", "added to p50 by bulk", "ms", less_is_better=True),
-    Figure("added_p99_ms", "added to p99 by bulk", "ms", less_is_better=True),
     Figure("mb_per_s", "throughput of the bulk", "MB/s"),
 )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bench.document import Plot
 from bench.pairs import Kind
 from bench.record import Figure, Record
-from bench.record_report import figures_of
+from bench.record_report import figures_of, number
 from bench.stats import BenchError
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ MAX_PANELS = 12
 _COLUMNS = 3
 _PANEL_WIDTH = 4.2
 _ROW_HEIGHT = 0.27
+#: A limit that is so many times the largest other bar is cut off; the panel is that much wider
+#: than that bar.
+_DWARFS = 2.0
+_EDGE = 1.25
 _COLOURS = {
     Kind.SUBJECT: "#0b6e4f",
     Kind.PEER: "#3b5b92",
@@ -89,6 +93,7 @@ def _plot(record: Record, figure: Figure) -> Plot:
 
 def _panel(panel: Axes, record: Record, case: str, figure: Figure) -> None:
     names: list[str] = []
+    edge = _edge(record, case, figure)
     for row in record.rows:
         rounds = list(record.by_round(row.name, case, figure.name).values())
         spread = record.spread(row.name, case, figure.name)
@@ -98,12 +103,29 @@ def _panel(panel: Axes, record: Record, case: str, figure: Figure) -> None:
         colour = _COLOURS[row.kind]
         panel.barh(place, spread.median, color=colour, alpha=0.35, height=0.65)
         panel.plot(rounds, [place] * len(rounds), ".", color=colour, markersize=5)
+        if edge is not None and spread.median > edge:
+            text = f"{number(spread.median)} →"
+            panel.text(edge, place, text, ha="right", va="center", fontsize=8)
         names.append(row.name)
+    if edge is not None:
+        panel.set_xlim(0, edge)
     panel.set_yticks(range(len(names)), names)
     panel.invert_yaxis()
     panel.set_title(case, fontsize=9, loc="left")
     panel.grid(axis="x", alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
+
+
+def _edge(record: Record, case: str, figure: Figure) -> float | None:
+    """Where a panel ends, if the path without proxies would dwarf all that is to be compared."""
+    by_kind: dict[bool, list[float]] = {True: [], False: []}
+    for row in record.rows:
+        if (spread := record.spread(row.name, case, figure.name)) is not None:
+            by_kind[row.kind is Kind.LIMIT].append(spread.high)
+    limits, compared = by_kind[True], by_kind[False]
+    if not limits or not compared or max(limits) <= _DWARFS * max(compared):
+        return None
+    return _EDGE * max(compared) if max(compared) > 0 else None
 
 
 def _element(document: str) -> str:

@@ -176,6 +176,15 @@ def test_plots_are_inline_and_the_page_loads_nothing(record) -> None:
     assert "throughput: CPU time, s/GB (less is better)" in page
 
 
+def test_a_limit_that_dwarfs_the_others_is_cut_off_and_its_figure_written(record) -> None:
+    pytest.importorskip("matplotlib")
+    throughput, cpu = plots.plots_of(record)
+    assert "1000 →" in throughput.svg
+    assert "→" not in cpu.svg
+    record.samples = make_record({**SPEEDS, "direct": [300.0] * 3}, KINDS).samples
+    assert "→" not in plots.plots_of(record)[0].svg
+
+
 def test_an_empty_report_is_still_a_report() -> None:
     page = Report([], missing=["throughput: broke"]).html()
     balanced(page)

@@ -159,8 +159,14 @@ def percentiles(latencies: list[float]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def delayed_path(settings: PathSettings | None) -> Iterator[tuple[str, str, list[Program]]]:
+def delayed_path(
+    settings: PathSettings | None, facts: dict[str, str | int]
+) -> Iterator[tuple[str, str, list[Program]]]:
     """Set up a path in this network namespace.
+
+    Args:
+        settings: of the path; None for loopback.
+        facts: at the end, ``path`` in it tells how the path did.
 
     Gives:
         Where the far side listens, where the near side finds it, and the path's processes.
@@ -178,7 +184,9 @@ def delayed_path(settings: PathSettings | None) -> Iterator[tuple[str, str, list
         yield FAR_HOST, PATH_HOST, [relay]
         relay.write_line("stop")
         told = json.loads(relay.read_line(READY_S))
-        progress(f"path {settings.name}: " + ", ".join(f"{k} {v:g}" for k, v in told.items()))
+        told_text = ", ".join(f"{name} {value:g}" for name, value in told.items())
+        facts["path"] = f"{settings.name}: {told_text}"
+        progress(f"path {facts['path']}")
 
 
 def run_delayed(
@@ -243,8 +251,9 @@ def _at_work(
 ) -> Iterator[tuple[DelayedBench, list[Program]]]:
     """A path, a service, clients and the pair, and whose CPU time is the load's."""
     host = LOOPBACK if path is None else _EVERYWHERE
+    facts: dict[str, str | int] = {}
     with (
-        delayed_path(path) as (far_host, path_host, relays),
+        delayed_path(path, facts) as (far_host, path_host, relays),
         Program("service", host, module=_MODULE) as service,
         Program("client", module=_MODULE) as bulk,
         Program("client", module=_MODULE) as requests,
@@ -255,6 +264,7 @@ def _at_work(
             bench = DelayedBench(running, path, bulk, requests)
             wait_until(lambda: _works(bench), "a connection to the service", running.processes)
             yield bench, [service, bulk, requests, *relays]
+    running.facts |= facts
 
 
 def _works(bench: DelayedBench) -> bool:

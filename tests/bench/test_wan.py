@@ -131,6 +131,8 @@ def test_in_a_namespace_of_its_own_the_path_delays_and_carries() -> None:
     parameters = WanParameters(rounds=1, round_trips_ms=(30.0,), bulk_s=1.0, small_s=0.2)
     record = run_wan([Direct()], parameters)
     assert record.rows[0].failed is None
+    (facts,) = record.rows[0].facts
+    assert str(facts["path"]).startswith("30 ms: packets ")
     (delay,) = record.by_round("direct TCP", "30 ms small alone", "p50_ms").values()
     assert delay >= 30
     (speed,) = record.by_round("direct TCP", "30 ms down", "mb_per_s").values()

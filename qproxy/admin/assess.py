@@ -17,10 +17,10 @@ from qproxy.admin.status import (
     AuditStatus,
     GatewayStatus,
     KeySourceStatus,
+    KeyUse,
     LinkStatus,
     ListenerStatus,
     PeerStatus,
-    QkdUse,
     ReasonCounts,
     ServiceStatus,
     StockStatus,
@@ -94,13 +94,13 @@ def peer_obstacle(peer: PeerStatus) -> Finding | None:
         return None
     if any(_is_fresh(tunnel, peer.policy.max_without_qkd_s) for tunnel in usable):
         return None
-    if all(tunnel.qkd is QkdUse.NEVER for tunnel in usable):
-        return _finding(peer, Reason.POLICY_REQUIRE, "QKD is required and no tunnel has a QKD key")
-    age_s = min(tunnel.qkd_age_s for tunnel in usable if tunnel.qkd_age_s is not None)
+    if all(tunnel.source_key is KeyUse.NEVER for tunnel in usable):
+        return _finding(peer, Reason.POLICY_REQUIRE, "a key is required and no tunnel has one")
+    age_s = min(tunnel.source_key_age_s for tunnel in usable if tunnel.source_key_age_s is not None)
     return _finding(
         peer,
         Reason.QKD_TOO_OLD,
-        f"QKD is required and the last QKD key is {format_duration(age_s)} old",
+        f"a key is required and the last one is {format_duration(age_s)} old",
     )
 
 
@@ -153,10 +153,10 @@ def _worker_finding(worker: WorkerStatus, reason: Reason | None, detail: str) ->
 
 
 def _is_fresh(tunnel: TunnelStatus, max_without_qkd_s: float) -> bool:
-    if tunnel.qkd_age_s is None or tunnel.qkd_age_s > max_without_qkd_s:
+    if tunnel.source_key_age_s is None or tunnel.source_key_age_s > max_without_qkd_s:
         return False
     # The peer's limit may be the shorter one.
-    return tunnel.qkd_deadline_s is None or tunnel.qkd_deadline_s > 0
+    return tunnel.source_key_deadline_s is None or tunnel.source_key_deadline_s > 0
 
 
 def _last_trouble(peer: PeerStatus) -> str:
@@ -236,7 +236,7 @@ def _tunnel_warnings(peer: PeerStatus) -> Iterator[Finding]:
             peer,
             oldest.mode_reason or Reason.INITIAL,
             f"classical-only for {format_duration(oldest.mode_age_s)}: {oldest.mode_reason}"
-            f" (QKD keys {_QKD_WORDS[oldest.qkd]})",
+            f" (keys of sources {_USE_WORDS[oldest.source_key]})",
         )
     groups = sorted({tunnel.tls_group for tunnel in peer.tunnels if not tunnel.tls_group_hybrid})
     if groups:
@@ -244,20 +244,20 @@ def _tunnel_warnings(peer: PeerStatus) -> Iterator[Finding]:
             peer, Reason.TLS_GROUP, f"the TLS handshake used {', '.join(groups)}, without ML-KEM"
         )
     for tunnel in peer.tunnels:
-        left_s = tunnel.qkd_deadline_s
+        left_s = tunnel.source_key_deadline_s
         if left_s is not None and left_s < OLD_KEY_SHARE * peer.policy.max_without_qkd_s:
             yield _finding(
                 peer,
                 Reason.QKD_TOO_OLD,
-                f"a tunnel ends in {format_duration(left_s)} unless a fresh QKD key comes",
+                f"a tunnel ends in {format_duration(left_s)} unless a fresh key comes",
             )
             break
 
 
-_QKD_WORDS: Final = {
-    QkdUse.FRESH: "in the running epoch",
-    QkdUse.CHAINED: "in earlier epochs it is chained to",
-    QkdUse.NEVER: "were never mixed in",
+_USE_WORDS: Final = {
+    KeyUse.FRESH: "in the running epoch",
+    KeyUse.CHAINED: "in earlier epochs it is chained to",
+    KeyUse.NEVER: "were never mixed in",
 }
 
 
@@ -305,16 +305,16 @@ def _pad_warnings(peer: PeerStatus, source: KeySourceStatus) -> Iterator[Finding
 
 def _nature_warnings(peer: PeerStatus) -> Iterator[Finding]:
     """Keys that nobody may take for QKD's."""
-    by_source = {source.name: source.keys_are for source in peer.sources}
-    by_source |= {used.source: used.keys_are for used in peer.keys_used}
-    simulated = [name for name, nature in by_source.items() if nature is KeyNature.SIMULATED]
+    said = [(source.name, source.keys_are) for source in peer.sources]
+    said += [(used.source, used.keys_are) for used in peer.keys_used]
+    simulated = dict.fromkeys(name for name, nature in said if nature is KeyNature.SIMULATED)
     in_use = any(tunnel.simulated for tunnel in peer.tunnels)
     if simulated or in_use or (peer.link is not None and peer.link.simulated):
         whose = f" of {', '.join(simulated)}" if simulated else ""
         yield _finding(peer, None, f"keys{whose} are SIMULATED: they protect nothing")
-    pads = [name for name, nature in by_source.items() if nature is KeyNature.PAD]
+    pads = dict.fromkeys(name for name, nature in said if nature is KeyNature.PAD)
     if pads:
-        yield _finding(peer, None, f"keys of {', '.join(pads)} are a pre-shared pad, not QKD keys")
+        yield _finding(peer, None, f"keys of {', '.join(pads)} are a pre-shared pad, not QKD")
 
 
 def _link_warnings(peer: PeerStatus, link: LinkStatus) -> Iterator[Finding]:
@@ -342,7 +342,7 @@ def _stock_warnings(peer: PeerStatus, stock: StockStatus) -> Iterator[Finding]:
         )
     elif stock.low:
         left = "" if stock.exhaustion_s is None else f", for {format_duration(stock.exhaustion_s)}"
-        yield _finding(peer, Reason.KEYS_EXHAUSTED, f"{stock.available} QKD keys in stock{left}")
+        yield _finding(peer, Reason.KEYS_EXHAUSTED, f"{stock.available} keys in stock{left}")
 
 
 def _listener_warnings(listener: ListenerStatus) -> Iterator[Finding]:
@@ -351,7 +351,7 @@ def _listener_warnings(listener: ListenerStatus) -> Iterator[Finding]:
             about="listener",
             name=listener.name,
             reason=Reason.POLICY_REQUIRE,
-            detail=f"QKD is required here and no tunnel to {listener.peer} has a fresh QKD key: "
+            detail=f"a key is required here and no tunnel to {listener.peer} has a fresh one: "
             "connections are refused",
         )
     if listener.connections_open >= listener.max_connections:
@@ -373,7 +373,7 @@ def _service_policy_warnings(service: ServiceStatus) -> Iterator[Finding]:
                 about="service",
                 name=service.name,
                 reason=Reason.POLICY_REQUIRE,
-                detail=f"QKD is required here and no tunnel of {peer} has a fresh QKD key: "
+                detail=f"a key is required here and no tunnel of {peer} has a fresh one: "
                 "streams are refused",
             )
 

@@ -15,8 +15,8 @@ from typing import Any, Final, TypeVar
 
 from qproxy.admin.assess import peer_obstacle
 from qproxy.admin.status import (
+    KEY_USES,
     MODES,
-    QKD_USES,
     GatewayStatus,
     KeySourceStatus,
     KeysUsed,
@@ -152,14 +152,14 @@ def _merge_peers(live: list[PeerStatus], past: list[PeerStatus]) -> PeerStatus:
     every = [*live, *past]
     tunnels = tuple(tunnel for peer in live for tunnel in peer.tunnels)
     modes = [tunnel.mode for tunnel in tunnels if tunnel.mode is not None]
-    ages = [tunnel.qkd_age_s for tunnel in tunnels if tunnel.qkd_age_s is not None]
+    ages = [tunnel.source_key_age_s for tunnel in tunnels if tunnel.source_key_age_s is not None]
     wanted = [peer.tunnels_wanted for peer in live if peer.tunnels_wanted is not None]
     return replace(
         every[0],
         tunnels_wanted=sum(wanted) if wanted else every[0].tunnels_wanted,
         mode=min(modes, key=MODES.index, default=None),
-        qkd=min((tunnel.qkd for tunnel in tunnels), key=QKD_USES.index, default=None),
-        qkd_age_s=max(ages) if ages and len(ages) == len(tunnels) else None,
+        source_key=min((tunnel.source_key for tunnel in tunnels), key=KEY_USES.index, default=None),
+        source_key_age_s=max(ages) if ages and len(ages) == len(tunnels) else None,
         policy=_merge_policies([peer.policy for peer in every]),
         tunnels=tunnels,
         sources=_merge_sources([peer.sources for peer in live], [peer.sources for peer in past]),
@@ -318,8 +318,8 @@ def _retired_peer(peer: PeerStatus) -> PeerStatus:
     return replace(
         peer,
         mode=None,
-        qkd=None,
-        qkd_age_s=None,
+        source_key=None,
+        source_key_age_s=None,
         tunnels=(),
         streams_open=0,
         policy=replace(peer.policy, peer=None, effective=peer.policy.local),

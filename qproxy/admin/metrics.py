@@ -362,11 +362,11 @@ def _epoch_families(peers: tuple[PeerStatus, ...]) -> Iterator[Metric]:
         ),
     )
     yield _gauge(
-        "qkd_key_age_seconds",
-        "Since a QKD key was last mixed in, the oldest over the tunnels; "
+        "source_key_age_seconds",
+        "Since a key of a source was last mixed in, the oldest over the tunnels; "
         "none where a tunnel never had one.",
         _PEER,
-        _of_peers(peers, lambda peer: peer.qkd_age_s),
+        _of_peers(peers, lambda peer: peer.source_key_age_s),
     )
     yield _gauge(
         "keys_simulated",
@@ -537,7 +537,7 @@ def _kme_exhaustion_s(link: LinkStatus) -> float | None:
 def _stock_families(peers: tuple[PeerStatus, ...]) -> Iterator[Metric]:
     yield _gauge(
         "stock_keys",
-        "QKD keys held ahead of need; none where the peer dials.",
+        "Keys held ahead of need; none where the peer dials.",
         _PEER,
         _of_stocks(peers, lambda stock: stock.available),
     )
@@ -555,7 +555,7 @@ def _stock_families(peers: tuple[PeerStatus, ...]) -> Iterator[Metric]:
     )
     yield _gauge(
         "stock_use_keys_per_second",
-        "QKD keys used, averaged over a minute.",
+        "Keys used, averaged over a minute.",
         _PEER,
         _of_stocks(peers, lambda stock: stock.use_keys_per_s),
     )

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING
 from qproxy import __version__
 from qproxy.admin.merge import merge_links, merge_stocks
 from qproxy.admin.status import (
+    KEY_USES,
     MODES,
-    QKD_USES,
     AuditStatus,
     GatewayStatus,
     KeySourceStatus,
     KeysUsed,
+    KeyUse,
     LinkStatus,
     ListenerStatus,
     ModeReasonCount,
     PeerStatus,
     PolicyStatus,
-    QkdUse,
     ReasonCounts,
     ServiceStatus,
     StateReasonCount,
@@ -83,8 +83,8 @@ def snapshot_peer(peer: Peer, now: float) -> PeerStatus:
     config, totals, quantum = peer.config, peer.totals, peer.quantum
     tunnels = tuple(_snapshot_tunnel(peer, tunnel, now) for tunnel in peer.tunnels)
     modes = [tunnel.mode for tunnel in tunnels if tunnel.mode is not None]
-    uses = [tunnel.qkd for tunnel in tunnels]
-    ages = [tunnel.qkd_age_s for tunnel in tunnels if tunnel.qkd_age_s is not None]
+    uses = [tunnel.source_key for tunnel in tunnels]
+    ages = [tunnel.source_key_age_s for tunnel in tunnels if tunnel.source_key_age_s is not None]
     dials = config.address is not None
     sources = tuple(_snapshot_source(path, now) for path in quantum.paths)
     return PeerStatus(
@@ -92,8 +92,8 @@ def snapshot_peer(peer: Peer, now: float) -> PeerStatus:
         address=str(config.address) if dials else None,
         tunnels_wanted=config.tunnels if dials else None,
         mode=min(modes, key=MODES.index, default=None),
-        qkd=min(uses, key=QKD_USES.index, default=None),
-        qkd_age_s=max(ages) if ages and len(ages) == len(tunnels) else None,
+        source_key=min(uses, key=KEY_USES.index, default=None),
+        source_key_age_s=max(ages) if ages and len(ages) == len(tunnels) else None,
         policy=_policy(peer, (tunnel.policy.peer for tunnel in tunnels)),
         kem=config.kem,
         aead=config.aead,
@@ -131,9 +131,9 @@ def _snapshot_tunnel(peer: Peer, tunnel: Tunnel, now: float) -> TunnelStatus:
         mode_age_s=now - facts.mode_at,
         epoch=connection.epoch,
         epoch_age_s=now - facts.committed_at,
-        qkd=_qkd_use(facts.mode, mixed_at),
-        qkd_age_s=None if mixed_at is None else now - mixed_at,
-        qkd_deadline_s=None if deadline is None else deadline - now,
+        source_key=_qkd_use(facts.mode, mixed_at),
+        source_key_age_s=None if mixed_at is None else now - mixed_at,
+        source_key_deadline_s=None if deadline is None else deadline - now,
         sources=tuple(dict.fromkeys(origin.source for origin in facts.origins)),
         keys_are=tuple(dict.fromkeys(origin.nature for origin in facts.origins)),
         simulated=any(origin.nature is KeyNature.SIMULATED for origin in facts.origins),
@@ -152,10 +152,10 @@ def _snapshot_tunnel(peer: Peer, tunnel: Tunnel, now: float) -> TunnelStatus:
     )
 
 
-def _qkd_use(mode: Mode | None, mixed_at: float | None) -> QkdUse:
+def _qkd_use(mode: Mode | None, mixed_at: float | None) -> KeyUse:
     if mixed_at is None:
-        return QkdUse.NEVER
-    return QkdUse.FRESH if mode is Mode.HYBRID else QkdUse.CHAINED
+        return KeyUse.NEVER
+    return KeyUse.FRESH if mode is Mode.HYBRID else KeyUse.CHAINED
 
 
 def _policy(peer: Peer, told: Iterable[Policy | None]) -> PolicyStatus:

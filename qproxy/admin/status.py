@@ -32,8 +32,8 @@ class WorkerState(enum.StrEnum):
     """It died, and waits to be started again."""
 
 
-class QkdUse(enum.StrEnum):
-    """Where QKD keys are in what protects a tunnel."""
+class KeyUse(enum.StrEnum):
+    """Where keys of key sources are in what protects a tunnel."""
 
     FRESH = "fresh"
     """One is in the running epoch."""
@@ -45,7 +45,7 @@ class QkdUse(enum.StrEnum):
 
 #: From the weakest to the strongest: a peer is as well off as its worst tunnel.
 MODES: Final = (Mode.CLASSICAL_ONLY, Mode.HYBRID)
-QKD_USES: Final = (QkdUse.NEVER, QkdUse.CHAINED, QkdUse.FRESH)
+KEY_USES: Final = (KeyUse.NEVER, KeyUse.CHAINED, KeyUse.FRESH)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,9 +113,9 @@ class TunnelStatus:
         mode_age_s: how long it has been in it.
         epoch: number of the running epoch.
         epoch_age_s: since that one was committed.
-        qkd: where QKD keys are in its protection.
-        qkd_age_s: since a QKD key was last mixed in, or None for never.
-        qkd_deadline_s: seconds until the tunnel ends for want of a fresh QKD key (below 0: it is
+        source_key: where keys of key sources are in its protection.
+        source_key_age_s: since a key of a source was last mixed in, or None for never.
+        source_key_deadline_s: seconds until the tunnel ends for want of a fresh key (below 0: it is
             about to), or None where neither end requires one.
         sources: names of the key sources that the keys last mixed in came from.
         keys_are: what those keys may be called.
@@ -143,9 +143,9 @@ class TunnelStatus:
     mode_age_s: float
     epoch: int
     epoch_age_s: float
-    qkd: QkdUse
-    qkd_age_s: float | None
-    qkd_deadline_s: float | None
+    source_key: KeyUse
+    source_key_age_s: float | None
+    source_key_deadline_s: float | None
     sources: tuple[str, ...]
     keys_are: tuple[KeyNature, ...]
     simulated: bool
@@ -288,8 +288,8 @@ class PeerStatus:
         address: where it is dialled, or None where it dials.
         tunnels_wanted: tunnels this gateway keeps up; None where the peer dials.
         mode: the weakest mode of its established tunnels, or None without one.
-        qkd: the weakest use of QKD among them, or None without one.
-        qkd_age_s: the oldest last QKD key among them; None without a tunnel or where one of them
+        source_key: the weakest use of keys among them, or None without one.
+        source_key_age_s: the oldest last key among them; None without a tunnel or where one of them
             never had any.
         policy: what is demanded of the quantum link.
         kem: ML-KEM parameter set.
@@ -316,8 +316,8 @@ class PeerStatus:
     address: str | None
     tunnels_wanted: int | None
     mode: Mode | None
-    qkd: QkdUse | None
-    qkd_age_s: float | None
+    source_key: KeyUse | None
+    source_key_age_s: float | None
     policy: PolicyStatus
     kem: KemAlgorithm
     aead: Aead

@@ -123,16 +123,21 @@ def _peer_lines(peer: Mapping[str, Any]) -> Iterator[str]:
     of = "" if wanted is None else f" of {wanted}"
     how = "dials us" if peer["address"] is None else f"dialled at {peer['address']}"
     yield (
-        f"peer {peer['name']}: {peer['mode'] or 'no tunnel'}, "
+        f"peer {peer['name']}: {peer['mode'] or 'no tunnel'}{_mark(peer)}, "
         f"tunnels up: {len(peer['tunnels'])}{of}, {how}"
     )
     policy = peer["policy"]
     yield (
         f"  policy {policy['effective']} (here {policy['local']}, "
-        f"there {policy['peer'] or 'not known'}); last QKD key {_key_text(peer)}"
+        f"there {policy['peer'] or 'not known'}); last key {_key_text(peer)}"
     )
     if peer["link"] is not None:
         yield f"  link {_link_text(peer['link'])}"
+    if len(peer["sources"]) > 1:
+        yield f"  hybrid with keys of at least {peer['at_least']} of {len(peer['sources'])} sources"
+    for source in peer["sources"]:
+        if len(peer["sources"]) > 1 or source["keys_are"] != "qkd":
+            yield f"  {_source_text(source)}"
     for source in peer.get("sources", ()):
         if source.get("kme") not in {None, source["name"]}:
             yield f"  key source {source['name']} at KME {source['kme']}"
@@ -149,13 +154,32 @@ def _peer_lines(peer: Mapping[str, Any]) -> Iterator[str]:
         yield f"  tunnel {_tunnel_text(tunnel)}"
 
 
+def _mark(peer: Mapping[str, Any]) -> str:
+    """So that nobody takes a hybrid mode for more than it is."""
+    if peer["mode"] != "hybrid":
+        return ""
+    called = sorted({nature for tunnel in peer["tunnels"] for nature in tunnel["keys_are"]})
+    marks = [nature.upper() if nature == "simulated" else nature for nature in called]
+    return "" if marks in ([], ["qkd"]) else f" with {' and '.join(marks)} keys"
+
+
+def _source_text(source: Mapping[str, Any]) -> str:
+    path = f" for path {source['path']}" if source["path"] else ""
+    says = "" if source["says"] is None else f", by {source['says']!r} as it says"
+    link = source["link"]
+    return (
+        f"key source {source['name']}{path}: {source['kind']}, keys {source['keys_are']}{says}; "
+        f"{link['state']} for {format_duration(link['age_s'])} ({link['reason']})"
+    )
+
+
 def _key_text(peer: Mapping[str, Any]) -> str:
-    if peer["qkd"] is None:
+    if peer["source_key"] is None:
         return "-"
-    if peer["qkd_age_s"] is None:
+    if peer["source_key_age_s"] is None:
         return "never"
-    chained = ", chained" if peer["qkd"] == "chained" else ""
-    return f"{format_duration(peer['qkd_age_s'])} ago{chained}"
+    chained = ", chained" if peer["source_key"] == "chained" else ""
+    return f"{format_duration(peer['source_key_age_s'])} ago{chained}"
 
 
 def _link_text(link: Mapping[str, Any]) -> str:
@@ -165,7 +189,7 @@ def _link_text(link: Mapping[str, Any]) -> str:
         f"key source {link['source']}{simulated}"
     )
     if link["stored_keys"] is not None:
-        text += f"; KME holds {link['stored_keys']} keys"
+        text += f"; it holds {link['stored_keys']} keys"
         left_s = link["stored_keys_exhaustion_s"]
         text += "" if left_s is None else f", empty in {format_duration(left_s)}"
     if link["qber"] is not None:

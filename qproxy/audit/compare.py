@@ -39,7 +39,7 @@ _SAME: Final = (
     "previous_mode",
     "reason",
     "attempt",
-    "qkd_ever",
+    "source_key_ever",
     "reauthenticated",
     "key_digests",
     "key_count",

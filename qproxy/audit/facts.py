@@ -169,7 +169,7 @@ class EpochCommittedFacts:
         mode: of this epoch.
         previous_mode: of the epoch before, None for the first.
         reason: why the epoch was started.
-        qkd_ever: a QKD key is in this epoch or in one it is chained to.
+        source_key_ever: a key of a key source is in this epoch or in one it is chained to.
         reauthenticated: a fresh TLS handshake is in this epoch's keys.
         key_digests: of the keys' IDs, in order (``trail.key_id_digest``).
         key_sources: for each key, the name of its source in this gateway's configuration.
@@ -197,7 +197,7 @@ class EpochCommittedFacts:
     mode: Mode
     previous_mode: Mode | None
     reason: Reason
-    qkd_ever: bool
+    source_key_ever: bool
     reauthenticated: bool
     key_digests: tuple[Id, ...]
     key_count: int

@@ -109,7 +109,7 @@ class TunnelTrail:
             mode=event.mode,
             previous_mode=None if before is None else before.mode,
             reason=event.reason,
-            qkd_ever=event.qkd_ever,
+            source_key_ever=event.qkd_ever,
             reauthenticated=event.reauthenticated,
             key_digests=tuple(key_id_digest(key_id) for key_id in event.key_ids),
             key_count=len(event.key_ids),

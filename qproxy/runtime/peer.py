@@ -446,7 +446,7 @@ class Peer:
             facts.mode_reason, facts.mode_at = event.reason, now
             self.totals.mode_changes.add((event.mode, event.reason), now)
             write = self._log.info if event.mode is Mode.HYBRID else self._log.warning
-            write("mode_changed", was=before, chained_qkd=event.qkd_ever, **fields)
+            write("mode_changed", was=before, chained_source_key=event.qkd_ever, **fields)
 
     def _warn_of_simulated(self, origins: Sequence[KeyOrigin]) -> None:
         """Once for each source: whoever takes this for protection must be told."""

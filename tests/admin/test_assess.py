@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from qproxy.admin.assess import assess, format_duration
-from qproxy.admin.status import QkdUse
+from qproxy.admin.status import KeyUse
 from qproxy.errors import Reason
 from qproxy.modes import Mode
 from qproxy.quantum.health import LinkState
@@ -64,13 +64,19 @@ def test_draining_is_not_ready():
     ("changes", "reason"),
     [
         ({}, None),
-        ({"qkd_age_s": 299.9, "qkd_deadline_s": 0.1}, None),
-        ({"qkd_age_s": 300.1, "qkd_deadline_s": None}, Reason.QKD_TOO_OLD),
-        ({"qkd_age_s": 61.0, "qkd_deadline_s": -1.0}, Reason.QKD_TOO_OLD),  # the peer's limit
-        ({"qkd": QkdUse.NEVER, "qkd_age_s": None}, Reason.POLICY_REQUIRE),
+        ({"source_key_age_s": 299.9, "source_key_deadline_s": 0.1}, None),
+        ({"source_key_age_s": 300.1, "source_key_deadline_s": None}, Reason.QKD_TOO_OLD),
+        (
+            {"source_key_age_s": 61.0, "source_key_deadline_s": -1.0},
+            Reason.QKD_TOO_OLD,
+        ),  # the peer's limit
+        ({"source_key": KeyUse.NEVER, "source_key_age_s": None}, Reason.POLICY_REQUIRE),
         # A classical-only epoch under "require" does not happen; a key that is fresh enough is
         # what counts.
-        ({"mode": Mode.CLASSICAL_ONLY, "qkd": QkdUse.CHAINED, "qkd_age_s": 100.0}, None),
+        (
+            {"mode": Mode.CLASSICAL_ONLY, "source_key": KeyUse.CHAINED, "source_key_age_s": 100.0},
+            None,
+        ),
     ],
 )
 def test_require_needs_a_fresh_key(changes, reason):
@@ -79,11 +85,11 @@ def test_require_needs_a_fresh_key(changes, reason):
 
 
 def test_under_require_one_fresh_tunnel_is_enough_and_an_unusable_one_is_not():
-    old = made.tunnel(qkd_age_s=400.0)
+    old = made.tunnel(source_key_age_s=400.0)
     both = made.with_peer(policy=made.REQUIRE, tunnels=(old, made.TUNNEL))
     assert assess(both).ready
     draining = made.with_peer(
-        policy=made.REQUIRE, tunnels=(old, made.tunnel(usable=False, qkd_age_s=1.0))
+        policy=made.REQUIRE, tunnels=(old, made.tunnel(usable=False, source_key_age_s=1.0))
     )
     assert reasons(assess(draining).not_ready) == [Reason.QKD_TOO_OLD]
 
@@ -98,7 +104,9 @@ def test_under_require_one_fresh_tunnel_is_enough_and_an_unusable_one_is_not():
             "x25519, without ML-KEM",
         ),
         (
-            made.with_peer(policy=made.REQUIRE, tunnels=(made.tunnel(qkd_deadline_s=100.0),)),
+            made.with_peer(
+                policy=made.REQUIRE, tunnels=(made.tunnel(source_key_deadline_s=100.0),)
+            ),
             Reason.QKD_TOO_OLD,
             "ends in 1 min 40 s",
         ),
@@ -107,7 +115,7 @@ def test_under_require_one_fresh_tunnel_is_enough_and_an_unusable_one_is_not():
         (
             made.with_peer(stock=replace(made.STOCK, low=True, available=2, exhaustion_s=5.0)),
             Reason.KEYS_EXHAUSTED,
-            "2 QKD keys in stock, for 5.0 s",
+            "2 keys in stock, for 5.0 s",
         ),
         (
             made.with_peer(tunnels=(made.tunnel(economy=True, rekey_interval_s=120.0),)),
@@ -209,8 +217,8 @@ def test_a_stricter_service_that_is_refused_is_a_warning_and_the_gateway_stays_r
         if entry.reason is Reason.POLICY_REQUIRE
     ]
     assert found == [
-        ("listener", "web", "QKD is required here and no tunnel to gw-b has a fresh QKD key"),
-        ("service", "db", "QKD is required here and no tunnel of gw-b has a fresh QKD key"),
+        ("listener", "web", "a key is required here and no tunnel to gw-b has a fresh one"),
+        ("service", "db", "a key is required here and no tunnel of gw-b has a fresh one"),
     ]
 
 

@@ -17,7 +17,7 @@ from qproxy.admin.assess import assess
 from qproxy.admin.document import load_schema
 from qproxy.admin.server import serve_admin
 from qproxy.admin.snapshot import snapshot, snapshot_peer
-from qproxy.admin.status import GatewayStatus, QkdUse
+from qproxy.admin.status import GatewayStatus, KeyUse
 from qproxy.config.reader import load_gateway_config, load_kme_sim_config
 from qproxy.errors import Reason
 from qproxy.log import get_logger
@@ -208,7 +208,7 @@ def check_peers(a: GatewayStatus, b: GatewayStatus, moved: int) -> None:
     (to_b,), (to_a,) = a.peers, b.peers
     for peer in (to_b, to_a):
         assert peer.mode is Mode.HYBRID
-        assert peer.qkd is QkdUse.FRESH
+        assert peer.source_key is KeyUse.FRESH
         assert peer.policy.effective is Policy.REQUIRE
         assert peer.psk
         assert peer.epochs == {Mode.HYBRID: 1, Mode.CLASSICAL_ONLY: 0}
@@ -219,8 +219,8 @@ def check_peers(a: GatewayStatus, b: GatewayStatus, moved: int) -> None:
         assert tunnel.tls_group == "X25519MLKEM768"
         assert tunnel.tls_group_hybrid
         assert tunnel.simulated
-        assert tunnel.qkd_deadline_s is not None
-        assert 200 < tunnel.qkd_deadline_s <= 300
+        assert tunnel.source_key_deadline_s is not None
+        assert 200 < tunnel.source_key_deadline_s <= 300
         assert peer.link is not None
         assert peer.link.state is LinkState.HEALTHY
         assert peer.link.simulated
@@ -243,8 +243,8 @@ async def test_a_fall_back_is_seen_with_its_reason_at_both_ends() -> None:
         server = snapshot_peer(pair.server, trio.current_time())
         for peer in (client, server):
             assert peer.mode is Mode.CLASSICAL_ONLY
-            assert peer.qkd is QkdUse.CHAINED
-            assert peer.qkd_age_s is not None
+            assert peer.source_key is KeyUse.CHAINED
+            assert peer.source_key_age_s is not None
             (tunnel,) = peer.tunnels
             assert tunnel.mode_reason is Reason.KME_UNREACHABLE
             changes = {(entry.mode, entry.reason): entry.count for entry in peer.mode_changes}

@@ -12,7 +12,7 @@ from qproxy.admin.decode import decode
 from qproxy.admin.document import encode_document, plain
 from qproxy.admin.merge import merge, retired, worker_obstacle
 from qproxy.admin.metrics import StatusCollector
-from qproxy.admin.status import GatewayStatus, PeerStatus, QkdUse, WorkerState
+from qproxy.admin.status import GatewayStatus, KeyUse, PeerStatus, WorkerState
 from qproxy.admin.text import status_lines
 from qproxy.errors import Reason
 from qproxy.modes import Mode, Policy
@@ -76,7 +76,11 @@ def test_two_workers_are_the_sum_of_both():
 def test_where_workers_differ_the_worst_is_shown():
     found = merged(made.GATEWAY, made.FALLEN_BACK, made.PAYMENTS_REFUSED)
     (peer,) = found.peers
-    assert (peer.mode, peer.qkd, peer.qkd_age_s) == (Mode.CLASSICAL_ONLY, QkdUse.CHAINED, 310.0)
+    assert (peer.mode, peer.source_key, peer.source_key_age_s) == (
+        Mode.CLASSICAL_ONLY,
+        KeyUse.CHAINED,
+        310.0,
+    )
     assert peer.link is not None
     assert (peer.link.state, peer.link.reason) == (LinkState.DOWN, Reason.KME_UNREACHABLE)
     assert not found.listeners[0].policy_met

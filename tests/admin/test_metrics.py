@@ -48,7 +48,7 @@ def test_what_a_scraper_reads_is_the_snapshot():
     assert found["qproxy_epochs_total", "gw-b", "hybrid"] == 84
     assert found["qproxy_epoch_failures_total", "gw-b", "hybrid", "key_not_found"] == 2
     assert found["qproxy_mode_changes_total", "gw-b", "hybrid", "initial"] == 1
-    assert found["qproxy_qkd_key_age_seconds", "gw-b"] == 12.5
+    assert found["qproxy_source_key_age_seconds", "gw-b"] == 12.5
     assert found["qproxy_link_state", "gw-b", "healthy"] == 1
     assert found["qproxy_link_state", "down", "gw-b"] == 0
     assert found["qproxy_stock_exhaustion_seconds", "gw-b"] == float("inf")
@@ -62,7 +62,7 @@ def test_what_a_scraper_reads_is_the_snapshot():
 
 def test_what_is_not_known_has_no_sample():
     for status in (made.NO_TUNNEL, made.WITHOUT_QKD):
-        assert ("qproxy_qkd_key_age_seconds", "gw-b") not in samples(status)
+        assert ("qproxy_source_key_age_seconds", "gw-b") not in samples(status)
     without = samples(made.WITHOUT_QKD)
     assert not [key for key in without if key[0].startswith(("qproxy_stock", "qproxy_link"))]
     # A gateway that is dialled keeps no stock: a gauge of 0 there would look like trouble.

@@ -11,6 +11,9 @@ import pytest
 from qproxy.admin.assess import assess
 from qproxy.admin.document import encode_document, status_document
 from qproxy.admin.text import MAX_FINDINGS, StatusFormatError, status_lines
+from qproxy.errors import Reason
+from qproxy.keys import KeyNature
+from qproxy.quantum.health import LinkState
 from tests.admin import made
 
 
@@ -27,7 +30,7 @@ def test_five_lines_say_what_is_wrong():
     assert lines(made.FALLEN_BACK)[:3] == [
         "gw-a: ready, up 1 h 23 min, qproxy 1.2.3, ML-KEM by liboqs",
         " ! peer gw-b: classical-only for 4 min 10 s: kme_unreachable"
-        " (QKD keys in earlier epochs it is chained to)",
+        " (keys of sources in earlier epochs it is chained to)",
         " ! peer gw-b: quantum link down for 4 min 10 s: kme_unreachable (key source kme-a)",
     ]
     assert lines(made.NO_TUNNEL)[:2] == [
@@ -40,8 +43,8 @@ def test_five_lines_say_what_is_wrong():
 def test_a_peer_takes_one_block():
     assert lines(made.GATEWAY)[1:] == [
         "peer gw-b: hybrid, tunnels up: 1 of 1, dialled at 192.0.2.2:7443",
-        "  policy prefer (here prefer, there prefer); last QKD key 12 s ago",
-        "  link healthy for 1 h 6 min (link_healthy), key source kme-a; KME holds 900 keys;"
+        "  policy prefer (here prefer, there prefer); last key 12 s ago",
+        "  link healthy for 1 h 6 min (link_healthy), key source kme-a; it holds 900 keys;"
         " QBER 1.20%",
         "  keys 30 in stock; 120 drawn, 84 used, 2 orphaned",
         "  epochs 84 hybrid, 1 classical-only, 2 failed; ml-kem-1024, aes-256-gcm",
@@ -51,6 +54,38 @@ def test_a_peer_takes_one_block():
         "listener web (127.0.0.1:8080) to web at gw-b: 3 open, 702 accepted, 0 refused, 0 reset",
         "service db: 1 open, 9 opened, 0 refused, 0 reset",
     ]
+
+
+def test_keys_of_several_sources_are_told_apart_and_marked():
+    pad = replace(
+        made.SOURCE,
+        name="pad",
+        path="south",
+        kind="file",
+        keys_are=KeyNature.PAD,
+        link=replace(made.LINK, source="pad", state=LinkState.DOWN, reason=Reason.KEYS_EXHAUSTED),
+    )
+    kme = replace(
+        made.SOURCE, path="north", keys_are=KeyNature.SIMULATED, says="a random number generator"
+    )
+    tunnel = made.tunnel(
+        sources=("kme-a", "pad"), keys_are=(KeyNature.SIMULATED, KeyNature.PAD), simulated=True
+    )
+    found = lines(made.with_peer(sources=(kme, pad), tunnels=(tunnel,)))
+    block = [line for line in found if not line.startswith((" !", "!!"))]
+    assert block[1].startswith("peer gw-b: hybrid with pre-shared-pad and SIMULATED keys, tunnels")
+    assert block[4:7] == [
+        "  hybrid with keys of at least 1 of 2 sources",
+        "  key source kme-a for path north: etsi-qkd-014, keys simulated, by 'a random number"
+        " generator' as it says; healthy for 1 h 6 min (link_healthy)",
+        "  key source pad for path south: file, keys pre-shared-pad;"
+        " down for 1 h 6 min (keys_exhausted)",
+    ]
+    warned = [line for line in found if line.startswith(" !")]
+    assert " ! peer gw-b: keys of kme-a are SIMULATED: they protect nothing" in warned
+    assert " ! peer gw-b: keys of pad are a pre-shared pad, not QKD" in warned
+    assert " ! peer gw-b: the pad of pad has 900 keys left, for 14 h 58 min at this use" in warned
+    assert any("key source pad (south) down" in line for line in warned)
 
 
 def test_a_stricter_policy_of_a_listener_or_service_is_shown():

@@ -87,7 +87,7 @@ def test_two_honest_logs_agree():
         ("previous_mode", Mode.HYBRID),
         ("reason", Reason.OPERATOR),
         ("attempt", 2),
-        ("qkd_ever", False),
+        ("source_key_ever", False),
         ("reauthenticated", True),
         ("key_digests", ("ff" * 16,)),
         ("key_count", 2),

@@ -86,7 +86,7 @@ def test_a_commit_says_what_the_keys_are_made_from():
         "mode": "hybrid",
         "previous_mode": None,
         "reason": "initial",
-        "qkd_ever": True,
+        "source_key_ever": True,
         "reauthenticated": False,
         "key_digests": ["7692c3ad3540bb803c020b3aee66cd88", "3fc4ccfe745870e2c0d99f71f30ff065"],
         "key_count": 2,

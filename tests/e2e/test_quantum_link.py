@@ -80,7 +80,7 @@ def test_a_tapped_link_means_classical_only_and_a_healed_one_hybrid_again(
         assert (fallen["level"], fallen["was"]) == ("warning", "hybrid")
         assert fallen["reason"] == "qber_high"
         # A QKD key from before is still chained into the new keys.
-        assert (fallen["chained_qkd"], fallen["keys"]) == (True, 0)
+        assert (fallen["chained_source_key"], fallen["keys"]) == (True, 0)
         mark = pair.a.mark()
         pair.kme.control("restore")
         climbed = pair.a.wait_for_event("mode_changed", after=mark, mode="hybrid")
@@ -169,7 +169,7 @@ def test_prefer_without_a_kme_starts_classical_only_and_becomes_hybrid_by_itself
             changed = gateway.wait_for_event("mode_changed")
             assert (changed["mode"], changed["was"]) == ("classical-only", None)
             assert changed["level"] == "warning"
-            assert changed["chained_qkd"] is False
+            assert changed["chained_source_key"] is False
         assert pair.a.find("mode_changed")[0]["reason"] == "kme_unreachable"
         assert pair.a.find("link_state", new="down")[0]["reason"] == "kme_unreachable"
         with proxied(pair.address("app"), backend) as (near, far):

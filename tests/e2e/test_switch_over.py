@@ -113,7 +113,7 @@ def assert_nothing_broke(pair: GatewayPair) -> None:
 
 def assert_the_same_story(pair: GatewayPair) -> None:
     """Each change of mode is in both logs: the same epoch, mode and reason."""
-    keys = ("epoch", "epoch_id", "was", "mode", "reason", "chained_qkd", "keys")
+    keys = ("epoch", "epoch_id", "was", "mode", "reason", "chained_source_key", "keys")
 
     def story(changes: list[Fields]) -> list[tuple[object, ...]]:
         return [tuple(change[key] for key in keys) for change in changes]

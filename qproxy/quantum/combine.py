@@ -186,6 +186,11 @@ class CombinedReservation:
         """The keys in the order of the OFFER; empty once it has ended."""
         return tuple(key for part in self._parts for key in part.keys)
 
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """Their IDs in the same order, which stay."""
+        return tuple(key_id for part in self._parts for key_id in part.key_ids)
+
     def offered(self, now: float) -> None:
         """The OFFER is about to be sent: every ID is burnt from here on.
 

@@ -348,6 +348,14 @@ class KeyStock:
         self._count(discarded=wiped)
         return wiped
 
+    def discard_unless_held(self, key_ids: Iterable[str]) -> int:
+        """Wipe those of these that the peer has not redeemed yet: it will hardly be able to.
+
+        Unknown IDs are passed over. Returns how many were wiped.
+        """
+        known = [(key_id, self._stored.get(canonical_key_id(key_id))) for key_id in key_ids]
+        return self.discard([key_id for key_id, entry in known if entry and not entry.held])
+
     def discard_all(self) -> int:
         """The two ends' keys are out of step: nothing drawn so far can be relied on.
 

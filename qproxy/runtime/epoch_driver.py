@@ -76,6 +76,7 @@ class EpochDriver:
         self._wished = trio.Event()
         self._answered = trio.Event()
         self._reservation: CombinedReservation | None = None
+        self._offered_ids: tuple[str, ...] = ()
         self._mode: Mode | None = None
         self._paths: tuple[str, ...] = ()
         self._offered_paths: tuple[str, ...] = ()
@@ -132,7 +133,7 @@ class EpochDriver:
         self._told = None
         self._hurried = False
         if event.mode is Mode.HYBRID:
-            self._quantum.key_confirmed(self._offered_paths)
+            self._quantum.key_confirmed(self._offered_paths, self._offered_ids)
         self._settle(lambda reservation, now: reservation.confirmed(now))
 
     def on_failed(self, event: EpochFailed) -> None:
@@ -200,7 +201,7 @@ class EpochDriver:
 
         Where too few are left, the reason may change the mode of the next attempt (rule R9).
         """
-        blamed = self._quantum.key_failed(self._offered_paths, reason)
+        blamed = self._quantum.key_failed(self._offered_paths, reason, self._offered_ids)
         self._barred.update(blamed)
         left = [
             path
@@ -363,6 +364,7 @@ class EpochDriver:
         now = trio.current_time()
         keys: tuple[QkdKey, ...] = ()
         self._offered_paths = plan.paths if mode is Mode.HYBRID else ()
+        self._offered_ids = ()
         if mode is Mode.HYBRID:
             # A new tunnel may be one to a restarted peer, which holds nothing any more.
             reservation = self._quantum.reserve(plan.paths, now, fresh=wish is Reason.INITIAL)
@@ -375,6 +377,7 @@ class EpochDriver:
                 self._wished.set()
                 return False
             self._reservation = reservation
+            self._offered_ids = reservation.key_ids
             keys = reservation.keys
         # Why this mode is more telling than why now, wherever the mode is not what it was.
         changes = self._mode is not mode and (self._mode is not None or mode is not Mode.HYBRID)

@@ -8,7 +8,7 @@ their own. All calls go through here, so that the link's health hears of every o
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
@@ -243,35 +243,45 @@ class KeyPath:
         ids = self.stock.announce(min(room, limit))
         return tuple(OfferedKey(self.label, size_bytes, key_id) for key_id in ids)
 
-    def discard(self, key_ids: Sequence[str]) -> int:
-        """These keys are of no use to the peer: wipe them, and draw others."""
-        wiped = self.stock.discard(key_ids)
-        if wiped:
+    def refused_ahead(self, refused: Mapping[str, Reason]) -> None:
+        """The peer cannot have these announced keys: wipe those that are here, and draw others."""
+        if self.stock.discard(refused):
             self.nudge()
-        return wiped
+        for reason in set(refused.values()):
+            self._blame([key_id for key_id, why in refused.items() if why is reason], reason)
 
     # What epochs say of the keys.
 
-    def key_failed(self, reason: Reason) -> None:
-        """A hybrid epoch failed for its key, here or at the peer."""
+    def key_failed(self, reason: Reason, key_ids: Sequence[str] = ()) -> None:
+        """A hybrid epoch with these keys failed for one of them, here or at the peer."""
         self._told(self.health.key_failed(reason, trio.current_time()))
         if self.health.awaits_trial and reason in _OUT_OF_STEP:
             # A KME that was restarted has forgotten every key: those drawn before would fail one
             # by one, at one trial every few seconds.
             self.stock.discard_all()
             self.nudge()
-        if isinstance(self._source, SpareKmes) and self._source.keys_failed(reason):
-            # What is in stock came from the same KME as the key that failed.
-            self.stock.discard_all()
-            self.nudge()
+        self._blame(key_ids, reason)
 
-    def key_confirmed(self) -> None:
-        """A hybrid epoch committed."""
+    def key_confirmed(self, key_ids: Sequence[str] = ()) -> None:
+        """A hybrid epoch with these keys committed."""
         if isinstance(self._source, SpareKmes):
-            self._source.keys_confirmed()
+            self._source.keys_confirmed(key_ids)
         self._told(self.health.key_confirmed(trio.current_time()))
 
     # Inside.
+
+    def _blame(self, key_ids: Sequence[str], reason: Reason) -> None:
+        """The peer could not use these: maybe the source has another KME to get keys from."""
+        if not isinstance(self._source, SpareKmes):
+            return
+        doubtful = self._source.keys_failed(key_ids, reason)
+        if not doubtful:
+            return
+        if reason is Reason.KEY_MISMATCH:
+            self.stock.discard(doubtful)
+        else:
+            self.stock.discard_unless_held(doubtful)
+        self.nudge()
 
     def _refusal_ahead(self, key: OfferedKey, now: float) -> Reason | None:
         """Why an announced key is not fetched, or None."""

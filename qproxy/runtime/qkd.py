@@ -272,8 +272,15 @@ class QuantumSide:
             self._by_name[name].nudge()
         return CombinedReservation(parts) if parts else None
 
-    def key_failed(self, used: Sequence[str], reason: Reason) -> tuple[str, ...]:
+    def key_failed(
+        self, used: Sequence[str], reason: Reason, key_ids: Sequence[str] = ()
+    ) -> tuple[str, ...]:
         """A hybrid epoch of these paths failed for a key, here or at the peer.
+
+        Args:
+            used: names of the paths.
+            reason: why.
+            key_ids: of all keys in its OFFER.
 
         Returns:
             The paths to blame; none where others must be tried first to find out.
@@ -283,14 +290,14 @@ class QuantumSide:
             return tuple(used)
         blamed = self._suspects.failed(used, self.at_least)
         for name in blamed:
-            self._by_name[name].key_failed(reason)
+            self._by_name[name].key_failed(reason, key_ids)
         return blamed
 
-    def key_confirmed(self, used: Sequence[str]) -> None:
-        """A hybrid epoch of these paths committed."""
+    def key_confirmed(self, used: Sequence[str], key_ids: Sequence[str] = ()) -> None:
+        """A hybrid epoch of these paths committed, made from the keys of these IDs."""
         self._suspects.confirmed(used)
         for name in used:
-            self._by_name[name].key_confirmed()
+            self._by_name[name].key_confirmed(key_ids)
 
     def hasten_trials(self, now: float) -> None:
         """The peer says that its link is well again."""
@@ -388,13 +395,13 @@ class QuantumSide:
             self.at_least = self.config.combine_at_least
             self._settle()
         self._peer_instance = event.instance_id
-        lost = [key_id for key_id, reason in event.refused if reason is not Reason.LIMIT_REACHED]
+        lost = {k: reason for k, reason in event.refused if reason is not Reason.LIMIT_REACHED}
         if lost:
             reasons = sorted({reason for _, reason in event.refused})
             self._log.debug("announced_keys_refused", count=len(lost), reasons=reasons)
         for path in self.paths:
             path.stock.held_by_peer(event.held)
-            path.discard(lost)
+            path.refused_ahead(lost)
 
     # Inside.
 

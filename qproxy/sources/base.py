@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -115,14 +115,15 @@ class SpareKmes(Protocol):
     Each KME has a partner at the other site; whether that one has the keys shows only there.
     """
 
-    def keys_failed(self, reason: Reason) -> bool:
-        """An epoch failed for keys that came from here.
+    def keys_failed(self, key_ids: Sequence[str], reason: Reason) -> Collection[str]:
+        """The other site could not use these keys; some of them may be of other sources.
 
         Returns:
-            Whether the next keys come from another KME than the last ones.
+            Where the next keys will come from another KME for that: the IDs of keys that came from
+            the same one as these.
         """
         ...
 
-    def keys_confirmed(self) -> None:
-        """An epoch committed with keys that came from here."""
+    def keys_confirmed(self, key_ids: Sequence[str]) -> None:
+        """Both sites had these keys, some of which may be of other sources."""
         ...

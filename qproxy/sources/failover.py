@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import enum
 import random as random_module
-from collections.abc import Awaitable, Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -34,6 +35,8 @@ from qproxy.sources.base import KeySource, SourceStatus
 MIN_PATIENCE_S = 0.05
 #: How long a KME that is tried again may take over its status, in seconds.
 RETRY_TIMEOUT_S = 10.0
+#: Key IDs whose KME is remembered, the last ones: more than lie in a stock.
+MAX_GIVEN_IDS = 8192
 #: How much each pause is varied, so that gateways do not call in step.
 JITTER = 0.1
 
@@ -45,6 +48,22 @@ _OF_THE_KEY = frozenset(
         Reason.KEY_INVALID,
         Reason.KME_UNAUTHORIZED,  # the standard's word for "not your key" as well
         Reason.KME_BAD_REQUEST,
+    }
+)
+#: What the other site says of keys when the partner of the KME that gave them is at fault.
+_OF_THE_PARTNER = frozenset(
+    {
+        Reason.KEY_NOT_FOUND,
+        Reason.KEY_MISMATCH,
+        Reason.KEY_INVALID,
+        Reason.KEYS_EXHAUSTED,
+        Reason.KME_UNREACHABLE,
+        Reason.KME_TLS,
+        Reason.KME_TIMEOUT,
+        Reason.KME_UNAUTHORIZED,
+        Reason.KME_BAD_REQUEST,
+        Reason.KME_UNAVAILABLE,
+        Reason.KME_INVALID_RESPONSE,
     }
 )
 #: How a KME may say that it does not have a key.
@@ -116,6 +135,7 @@ class FailoverSource:
         self._random = random
         self._in_use: Kme | None = None
         self._redeems = self._kmes[0]
+        self._given: OrderedDict[str, Kme] = OrderedDict()
         self._switches = 0
         self._closed = False
 
@@ -136,9 +156,14 @@ class FailoverSource:
 
     async def get_keys(self, number: int, size_bits: int) -> list[QkdKey]:
         """Keys of one KME: the first in order that gives any."""
-        return await self._first_answer(
+        keys = await self._first_answer(
             lambda source: source.get_keys(number, size_bits), Proof.DREW
         )
+        if self._in_use is not None:
+            self._given.update({key.key_id: self._in_use for key in keys})
+        while len(self._given) > MAX_GIVEN_IDS:
+            self._given.popitem(last=False)
+        return keys
 
     async def get_keys_by_id(self, key_ids: Sequence[str], size_bits: int) -> list[QkdKey]:
         """Every key from whichever KME has it."""
@@ -157,21 +182,22 @@ class FailoverSource:
             raise
         return keys
 
-    def keys_failed(self, reason: Reason) -> bool:
-        """The other site cannot use what the KME in use gives: leave it out if there are others.
+    def keys_failed(self, key_ids: Sequence[str], reason: Reason) -> Collection[str]:
+        """Leave out the KME that gave these keys, if there is another to get keys from.
 
-        Its own calls all succeed, so nobody else would notice.
+        Its own calls all succeed, so nobody else would notice that its partner is gone.
         """
-        others = any(kme.failure is None for kme in self._kmes if kme is not self._in_use)
-        if self._in_use is not None and others:
-            self._failed(self._in_use, reason, Proof.CONFIRMED)
-            return True
-        return False
+        doubtful: list[str] = []
+        for kme in self._givers(key_ids) if reason in _OF_THE_PARTNER else ():
+            if any(other.failure is None for other in self._kmes if other is not kme):
+                self._failed(kme, reason, Proof.CONFIRMED)
+                doubtful += [key_id for key_id, giver in self._given.items() if giver is kme]
+        return doubtful
 
-    def keys_confirmed(self) -> None:
-        """The other site had the same keys."""
-        if self._in_use is not None:
-            self._did(self._in_use, Proof.CONFIRMED)
+    def keys_confirmed(self, key_ids: Sequence[str]) -> None:
+        """The partners of the KMEs that gave these keys had them too."""
+        for kme in self._givers(key_ids):
+            self._did(kme, Proof.CONFIRMED)
 
     async def aclose(self) -> None:
         """Close all of them."""
@@ -181,6 +207,11 @@ class FailoverSource:
                 kme.retry.cancel()
         for kme in self._kmes:
             await kme.source.aclose()
+
+    def _givers(self, key_ids: Sequence[str]) -> list[Kme]:
+        """The KMEs that gave these keys, as far as it is remembered."""
+        given = {self._given.get(key_id) for key_id in key_ids}
+        return [kme for kme in self._kmes if kme in given]
 
     # Calls that any KME can answer.
 

@@ -332,6 +332,14 @@ def test_keys_the_peer_holds_are_used_first_and_discarded_when_it_restarts():
     assert stock.available == 2
 
 
+def test_what_the_peer_holds_is_kept_where_the_rest_is_in_doubt():
+    stock = filled("a", "b", "c", "d")
+    stock.announce(2)
+    stock.held_by_peer(["b"])
+    assert stock.discard_unless_held(["a", "b", "c", "nobody's"]) == 2
+    assert stock.reserve(2, 0).key_ids == ("b", "d")
+
+
 def test_a_key_the_peer_knows_of_is_used_before_an_older_one():
     stock = filled("a", "b")
     reservation = stock.reserve(1, 0)

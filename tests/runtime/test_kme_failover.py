@@ -18,6 +18,7 @@ from qproxy.runtime.key_path import KeyPath
 from qproxy.runtime.qkd import QuantumSide, SourceInUse
 from qproxy.sources.base import SourceStatus
 from qproxy.sources.failover import FailoverSource
+from qproxy.tunnel.events import KeysReported
 from qproxy.tunnel.messages import OfferedKey
 from tests.runtime.fakes import FakeLink, FakeSource
 from tests.runtime.test_qkd import DIALS, until
@@ -66,21 +67,28 @@ class Sites:
     def path(self) -> KeyPath:
         return self.a.paths[0]
 
-    async def epoch(self) -> Reason | None:
+    async def announce(self) -> None:
+        """Gateway b redeems some keys ahead, and says which."""
+        report = await self.b.redeem_ahead(self.a.keys_to_announce())
+        held = tuple(key_id for key_id, reason in report.results if reason is None)
+        refused = tuple((key_id, reason) for key_id, reason in report.results if reason)
+        self.a.on_report(KeysReported(report.instance_id, held, refused))
+
+    async def epoch(self, *, fresh: bool = True) -> Reason | None:
         """One epoch as far as keys go: why it failed, or None."""
-        reservation = self.a.reserve([""], trio.current_time(), fresh=True)
+        reservation = self.a.reserve([""], trio.current_time(), fresh=fresh)
         if reservation is None:
             return Reason.KEYS_EXHAUSTED
-        now = trio.current_time()
+        now, ids = trio.current_time(), reservation.key_ids
         reservation.offered(now)
         offered = tuple(OfferedKey("etsi-qkd-014", 32, key.key_id) for key in reservation.keys)
         redeemed = await self.b.redeem(offered, Policy.PREFER)
         if isinstance(redeemed, Reason):
             reservation.orphaned(now)
-            self.a.key_failed([""], redeemed)
+            self.a.key_failed([""], redeemed, ids)
             return redeemed
         reservation.confirmed(now)
-        self.a.key_confirmed([""])
+        self.a.key_confirmed([""], ids)
         return None
 
 
@@ -150,6 +158,24 @@ async def test_the_kme_in_use_shows_and_its_switches_are_counted(
         assert status is not None
         assert (status.kme, status.failing_kmes, status.kme_switches) == ("south", ("north",), 1)
         assert status.source_kme_id == "a-south"
+
+
+async def test_announced_keys_that_the_peer_cannot_have_are_word_enough(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """And those that it has redeemed already are as good as ever: no epoch fails at all."""
+    async with two_sites() as sites:
+        await sites.announce()
+        sites.kmes["b-north"].failure = Reason.KME_UNREACHABLE
+        for _ in range(10):
+            assert await sites.epoch(fresh=False) is None  # with what the peer holds
+        await sites.announce()
+        status = await sites.path._source.status()
+        assert (status.kme, status.failing_kmes) == ("south", ("north",))
+        await trio.sleep(0.5)
+        for _ in range(20):
+            assert await sites.epoch(fresh=False) is None
+            await sites.announce()
 
 
 async def test_keys_of_the_kme_that_is_left_out_are_not_offered_any_more(

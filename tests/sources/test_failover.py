@@ -13,7 +13,7 @@ from qproxy.errors import KeySourceError, Reason
 from qproxy.keys import QkdKey
 from qproxy.log import Logger
 from qproxy.sources.base import KeySource, SourceStatus, SpareKmes
-from qproxy.sources.failover import FailoverSource
+from qproxy.sources.failover import MAX_GIVEN_IDS, FailoverSource
 
 HANG = object()
 DOWN = Reason.KME_UNREACHABLE
@@ -387,40 +387,78 @@ async def test_redeeming_returns_a_kme_that_was_left_out_for_no_answer_but_not_a
 # --- the other site cannot redeem ----------------------------------------------------------------
 
 
+async def drawn_ids(site, number=1):
+    return ids(await site.source.get_keys(number, 256))
+
+
 async def test_a_kme_whose_keys_the_other_site_cannot_have_is_left_out(site, autojump_clock):
     typed: SpareKmes = site.source
     assert isinstance(site.source, SpareKmes)
     assert not isinstance(site.north, SpareKmes)
-    await site.draw()
-    assert typed.keys_failed(Reason.KEY_NOT_FOUND)
-    assert await site.draw() == "south"
-    # It answers, and it gives keys; only a confirmed key shows that it is of use again.
+    first = await drawn_ids(site, 2)
+    more = await drawn_ids(site, 3)
+    # All that came from there is in doubt, and nothing else.
+    assert typed.keys_failed(first[:1], Reason.KEY_NOT_FOUND) == first + more
+    (south,) = await drawn_ids(site)
+    assert south.startswith("south")
+    assert site.log.told()[-2:] == [("kme_failed", "north"), ("kme_in_use", "south")]
+
+
+async def test_only_a_confirmed_key_of_its_own_shows_that_a_kme_is_of_use_again(
+    site, autojump_clock
+):
+    def given():
+        return sum(key.key_id.startswith("north") for key in site.north.given)
+
+    failed = await drawn_ids(site)
+    site.source.keys_failed(failed, Reason.KME_UNREACHABLE)
     for _ in range(300):
-        if await site.draw() == "north":
-            site.source.keys_failed(Reason.KEY_NOT_FOUND)
+        (key_id,) = await drawn_ids(site)
+        if key_id.startswith("north"):
+            site.source.keys_failed([key_id], Reason.KME_UNREACHABLE)
+        else:
+            site.source.keys_confirmed([key_id])  # says nothing of the other
         await trio.sleep(0.1)
-    given = sum(key.key_id.startswith("north") for key in site.north.given)
-    assert 4 <= given <= 7
+    assert 4 <= given() <= 7  # after 1, 2, 4, 8, 8 ... s
     await trio.sleep(9)
     await site.draw()
     await site.settle()
-    assert await site.draw() == "north"
-    site.source.keys_confirmed()
+    (key_id,) = await drawn_ids(site)
+    assert key_id.startswith("north")
+    site.source.keys_confirmed([key_id])
     site.log.lines.clear()
-    site.source.keys_failed(Reason.KEY_MISMATCH)
+    site.source.keys_failed([key_id], Reason.KEY_MISMATCH)
     assert site.log.lines[0][1]["retry_s"] == 1
 
 
 async def test_the_only_kme_left_is_not_left_out_for_that(site):
     site.north.fails = DOWN
-    assert await site.draw() == "south"
+    (key_id,) = await drawn_ids(site)
     site.log.told()
-    assert not site.source.keys_failed(Reason.KEY_NOT_FOUND)
+    assert site.source.keys_failed([key_id], Reason.KEY_NOT_FOUND) == []
     assert site.log.told() == []
     assert await site.draw() == "south"
 
 
-async def test_before_any_key_there_is_nobody_to_blame(site):
-    site.source.keys_failed(Reason.KEY_NOT_FOUND)
-    site.source.keys_confirmed()
-    assert site.log.told() == []
+@pytest.mark.parametrize(
+    "reason", [Reason.KEY_SPENT, Reason.NO_KEY_SOURCE, Reason.POLICY_OFF, Reason.LIMIT_REACHED]
+)
+async def test_what_is_no_kmes_fault_is_not_held_against_one(site, reason):
+    failed = await drawn_ids(site)
+    assert site.source.keys_failed(failed, reason) == []
+    assert await site.draw() == "north"
+
+
+async def test_keys_of_others_are_nobodys_fault_here(site):
+    await site.draw()
+    assert site.source.keys_failed(["another", ""], Reason.KEY_NOT_FOUND) == []
+    site.source.keys_confirmed(["another"])
+    assert await site.draw() == "north"
+
+
+async def test_how_many_keys_are_remembered_is_bounded(site):
+    first = await drawn_ids(site)
+    for _ in range(MAX_GIVEN_IDS // 1024 + 1):
+        await drawn_ids(site, 1024)
+    assert len(site.source._given) == MAX_GIVEN_IDS
+    assert site.source.keys_failed(first, Reason.KEY_NOT_FOUND) == []

@@ -47,8 +47,8 @@ from qproxy.tls.context import expect_server_name, verify_failure, verify_failur
 
 #: Plaintext in one TLS record, in bytes (RFC 9846 §5.1). OpenSSL reads and writes no more at once.
 MAX_TLS_PLAINTEXT_BYTES = 16384
-#: Views given to one ``sendmsg``; Linux allows 1024 (IOV_MAX).
-MAX_SEND_VIEWS = 64
+#: Views given to one ``sendmsg``: Linux's IOV_MAX.
+MAX_SEND_VIEWS = 1024
 #: Bytes of a refused handshake read and dropped, so that the alert is not lost to a reset.
 MAX_DISCARDED_BYTES = 65536
 #: A TLS record shorter than this is taken for the last one there is just now, in bytes.
@@ -118,14 +118,14 @@ class Endpoint(Protocol):
         ...
 
     def try_send(self, data: Sequence[memoryview]) -> int:
-        """Send from the front of ``data``.
+        """Send from the front of ``data``, until all is taken or the kernel takes no more.
 
         Bytes not taken must come first in the next call, in any division into views and not
         fewer of them than before: TLS may hold an encrypted record that the kernel would not
         take.
 
         Returns:
-            Bytes taken; 0 where the kernel takes none now.
+            Bytes taken. Where that is less than all, the kernel is full and has more room later.
 
         Raises:
             ConnectionLost: reset, or closed on this side.
@@ -267,12 +267,19 @@ class TcpEndpoint(_SocketEndpoint):
 
     def try_send(self, data: Sequence[memoryview]) -> int:
         """See :meth:`Endpoint.try_send`."""
+        taken = 0
         try:
             if len(data) == 1:
                 return self._socket.send(data[0])
-            return self._socket.sendmsg(data[:MAX_SEND_VIEWS])
+            for start in range(0, len(data), MAX_SEND_VIEWS):
+                views = data[start : start + MAX_SEND_VIEWS] if len(data) > MAX_SEND_VIEWS else data
+                count = self._socket.sendmsg(views)
+                taken += count
+                if len(data) > MAX_SEND_VIEWS and count < sum(map(len, views)):
+                    break
+            return taken
         except BlockingIOError:
-            return 0
+            return taken
         except OSError as error:
             if self._eof_sent and error.errno == errno.EPIPE:
                 raise _eof_was_sent() from None

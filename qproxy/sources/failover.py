@@ -197,7 +197,8 @@ class FailoverSource:
     def keys_confirmed(self, key_ids: Sequence[str]) -> None:
         """The partners of the KMEs that gave these keys had them too."""
         for kme in self._givers(key_ids):
-            self._did(kme, Proof.CONFIRMED)
+            if kme.failure is None:  # else the key is from before it failed
+                self._did(kme, Proof.CONFIRMED)
 
     async def aclose(self) -> None:
         """Close all of them."""

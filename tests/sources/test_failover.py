@@ -431,6 +431,20 @@ async def test_only_a_confirmed_key_of_its_own_shows_that_a_kme_is_of_use_again(
     assert site.log.lines[0][1]["retry_s"] == 1
 
 
+async def test_keys_from_before_a_kme_failed_do_not_speak_for_it(site, autojump_clock):
+    keys = await drawn_ids(site, 20)
+    site.north.fails = DOWN
+    pauses = []
+    for key_id in keys:
+        await drawn_ids(site)
+        site.source.keys_confirmed([key_id])
+        pauses.append(site.source._kmes[0].pause_s)
+        await trio.sleep(1)
+        await site.settle()
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 8
+
+
 async def test_the_only_kme_left_is_not_left_out_for_that(site):
     site.north.fails = DOWN
     (key_id,) = await drawn_ids(site)

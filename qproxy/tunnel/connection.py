@@ -197,7 +197,7 @@ class Connection(Engine):
                 self._close(Reason.EPOCH_TIMEOUT, clean=False)
                 return
         if self.phase is Phase.OPEN:
-            reason = self._check_due(now)
+            reason = self._check_due(now, closely=True)
             if reason is not None:
                 self._close(reason, clean=False)
                 return

@@ -162,13 +162,19 @@ class Engine:
             if reason is not None:
                 raise RemoteProtocolError(reason, "the epoch's hard limit has passed")
 
-    def _check_due(self, now: float) -> Reason | None:
-        """Limits by bytes, records and age, on this end's own counts (rule R8)."""
+    def _check_due(self, now: float, *, closely: bool = False) -> Reason | None:
+        """Limits by bytes, records and age, on this end's own counts (rule R8).
+
+        Args:
+            now: the time.
+            closely: look even where a look just before found nothing near: a timer has run out,
+                and what it was set for must be done or it runs out again at once.
+        """
         records = self._writer.records
         if self._opener is not None and self._next_opener is None:
             records = max(records, self._opener.records)
         timers = self._timers
-        if timers.nothing_due(records, now):
+        if not closely and timers.nothing_due(records, now):
             return None
         return timers.check_due(self._epoch_busy(), self.epoch, records, now)
 

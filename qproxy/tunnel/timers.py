@@ -140,10 +140,9 @@ class Timers:
         self._look_at_bytes = self._epoch_bytes_from + min(
             settings.rekey_bytes, settings.max_epoch_bytes
         )
-        age = now - self._epoch_at
         carried = self._application_bytes() - self._epoch_bytes_from
         if epoch and (
-            (settings.max_epoch_age_s and age >= settings.max_epoch_age_s)
+            (settings.max_epoch_age_s and now >= self._epoch_at + settings.max_epoch_age_s)
             or carried >= settings.max_epoch_bytes
             or records >= min(settings.max_epoch_records, MAX_DATA_RECORDS_PER_KEY)
         ):
@@ -153,7 +152,8 @@ class Timers:
                 self.epoch_due(Reason.REKEY_BYTES)
             elif records >= settings.rekey_records:
                 self.epoch_due(Reason.REKEY_RECORDS)
-            elif settings.rekey_interval_s and age >= settings.rekey_interval_s:
+            # The sum that `next` names, to the last bit: a difference may round to less.
+            elif settings.rekey_interval_s and now >= self._epoch_at + settings.rekey_interval_s:
                 self.epoch_due(Reason.REKEY_INTERVAL)
         return None
 

@@ -719,6 +719,33 @@ def test_a_deadline_that_was_handled_does_not_come_again(what: str) -> None:
     assert pair.of(role, TunnelClosed)
 
 
+@pytest.mark.parametrize("interval_s", [1.0, 60.0])
+def test_an_epoch_is_due_at_its_moment_whatever_was_looked_at_just_before(
+    interval_s: float,
+) -> None:
+    """Or the driver would spin from that moment on, for ever where its clock waits for it."""
+    settings = replace(CLIENT, rekey_interval_s=interval_s, peer_timeout_s=1e6)
+    for odd in (0.0, 0.1, 1 / 3, 0.7, 2.2):
+        pair = make_pair(settings)
+        pair.now += odd
+        pair.pump()
+        pair.start_epoch()
+        pair.pump()
+        due = pair.now + interval_s
+        # A record that comes just before makes the limits be looked at.
+        pair.now = due - 1e-3
+        stream_id = open_stream(pair)
+        assert pair.client.send_data(stream_id, memoryview(b"data")) == 4
+        pair.pump()
+        pair.events[Role.CLIENT].clear()
+        pair.client.handle_timeout(due)
+        pair.collect(Role.CLIENT)
+        assert pair.last(Role.CLIENT, EpochDue).reason is Reason.REKEY_INTERVAL
+        later = pair.client.next_timeout()
+        assert later is not None
+        assert later > due
+
+
 def test_a_silent_peer_is_taken_for_dead() -> None:
     for role in BOTH:
         pair = established()

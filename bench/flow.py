@@ -144,6 +144,9 @@ def serve_connection(sock: socket.socket) -> None:
 def run_service(host: str) -> None:
     """Print the port, then serve each connection in a process until this one is ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # Where a path has gone, its connections never end: their processes must end with this one.
+    os.setpgrp()
+    signal.signal(signal.SIGTERM, _end_all)
     listening = socket.create_server((host, 0), backlog=256)
     print(listening.getsockname()[1], flush=True)
     while True:
@@ -152,6 +155,12 @@ def run_service(host: str) -> None:
             listening.close()
             _serve_quietly(sock)
         sock.close()
+
+
+def _end_all(number: int, frame: object) -> None:
+    del number, frame
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.killpg(0, signal.SIGTERM)
 
 
 def _serve_quietly(sock: socket.socket) -> None:

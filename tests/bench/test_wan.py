@@ -1,6 +1,7 @@
 """Long paths and fairness: the load generator over loopback, and what is made of its answers."""
 
 import json
+import socket
 from argparse import Namespace
 from collections.abc import Iterator
 
@@ -8,6 +9,7 @@ import pytest
 
 from bench import namespace
 from bench import path as path_module
+from bench.children import process_tree, wait_until
 from bench.delayed import Flow, run_delayed
 from bench.fairness import FairnessParameters, run_fairness
 from bench.fairness import measure as measure_fairness
@@ -42,6 +44,18 @@ def test_small_requests_leave_by_the_clock_and_the_lead_is_not_counted(service_p
         answer = json.loads(client.read_line(20))
     assert len(answer["latencies_us"]) == 50
     assert min(answer["latencies_us"]) > 0
+
+
+def test_the_service_s_processes_end_with_it() -> None:
+    with Program("service", "127.0.0.1", module="bench.flow") as service:
+        port = int(service.read_line(20))
+        # Connections that ask for nothing and stay open.
+        socks = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(3)]
+        wait_until(lambda: len(process_tree(service.pid)) == 4, "a process for each", [])
+    for sock in socks:
+        with sock:
+            sock.settimeout(10)
+            assert sock.recv(1) == b""
 
 
 def test_a_client_that_cannot_connect_says_so() -> None:

@@ -190,7 +190,7 @@ def test_every_epoch_finds_its_keys_whichever_workers_a_tunnel_joins(make_pair: 
         assert other["epochs"]["classical-only"] == 0
         assert other["epoch_failures"] == []
         assert sorted(tunnel["worker"] for tunnel in other["tunnels"]) == [0, 0, 1, 1]
-        assert {tunnel["qkd"] for tunnel in other["tunnels"]} == {"fresh"}
+        assert {tunnel["mode"] for tunnel in other["tunnels"]} == {"hybrid"}
     assert not pair.a.find("peer_restarted")
 
 

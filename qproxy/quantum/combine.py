@@ -9,9 +9,11 @@ The link towards the peer is as good as its paths: HEALTHY while all are, DOWN w
 that of the *binding* path: the ``at_least``-th best one, without which no epoch is hybrid.
 
 When an epoch of several paths fails for a key, neither end can say whose it was: a MAC covers them
-all, and a REJECT names a reason and no key. So all of them become suspects, and offers that follow
-take one suspect at a time beside the paths that are beyond suspicion; the one that fails alone is
-to blame. Suspicion ends with an epoch that commits.
+all, and a REJECT names a reason and no key. So all of them become suspects, and the offers that
+follow take one suspect alone; what fails alone is to blame. Nothing less will do: a source that
+gives wrong keys at moments of its choice could otherwise make another look guilty and have it left
+out, which is all that somebody wants who knows the keys of the first. Suspicion ends with an epoch
+that commits.
 """
 
 from __future__ import annotations
@@ -80,9 +82,15 @@ def combined_state(
 
 @dataclass(slots=True)
 class Suspects:
-    """Paths whose keys may be what made epochs fail, and how often each failed alone."""
+    """Paths whose keys may be what made epochs fail.
+
+    Attributes:
+        strikes: how often each failed alone.
+        joint_failures: epochs of several paths that failed since the last one that committed.
+    """
 
     strikes: dict[str, int] = field(default_factory=dict)
+    joint_failures: int = 0
 
     def failed(self, used: Collection[str], at_least: int) -> tuple[str, ...]:
         """An epoch made from these paths failed for a key.
@@ -90,24 +98,20 @@ class Suspects:
         Returns:
             Those to blame; none where others must be tried first to find out.
         """
-        known = [name for name in used if name in self.strikes]
-        if len(used) == 1:
-            blamed = list(used)
-        elif len(known) == 1:
-            blamed = known
-        elif not known and len(used) > at_least:
-            blamed = []
-        else:
-            blamed = known or list(used)  # fewer cannot be offered, so it cannot be told apart
-        for name in used if not known else blamed:
-            self.strikes.setdefault(name, 0)
-        for name in blamed:
-            self.strikes[name] += 1
-        return tuple(blamed)
+        # Where fewer cannot be offered, they cannot be told apart.
+        blamed = tuple(used) if len(used) <= at_least else ()
+        if len(used) > 1:
+            self.joint_failures += 1
+        for name in used:
+            self.strikes[name] = self.strikes.get(name, 0) + (name in blamed)
+        return blamed
 
     def confirmed(self, used: Iterable[str]) -> None:
         """An epoch made from these paths committed."""
-        for name in used:
+        names = tuple(used)
+        if len(names) > 1:
+            self.joint_failures = 0
+        for name in names:
             self.strikes.pop(name, None)
 
 
@@ -124,8 +128,8 @@ def choose_paths(
     """Which paths the next hybrid epoch is made from, in the configuration's order.
 
     A path that is not in the running epoch comes in only with the keys of two epochs, or one that
-    trickles would come and go. A trial takes no more paths along than an epoch needs, so that a
-    path that stays broken does not use up the others.
+    trickles would come and go. A path on trial, or under suspicion, has no more others with it than
+    an epoch needs: so it is told who is to blame, and what stays broken does not use up the others.
 
     Args:
         paths: every path, in the configuration's order.
@@ -159,11 +163,9 @@ def choose_paths(
         (name for name in steady if name in suspects.strikes),
         key=lambda name: suspects.strikes[name],
     )
-    chosen: list[str]
-    if on_trial:
-        chosen = [on_trial[0], *[*clean, *doubtful, *on_trial[1:]][: at_least - 1]]
-    else:
-        chosen = [*clean, *doubtful[: max(1, at_least - len(clean))]]
+    examined = (on_trial or doubtful)[:1]
+    others = [name for name in (*clean, *doubtful, *on_trial) if name not in examined]
+    chosen = [*examined, *others[: at_least - 1]] if examined else clean
     if len(chosen) < at_least:
         return ()
     return tuple(path.name for path in paths if path.name in chosen)

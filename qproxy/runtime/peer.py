@@ -306,6 +306,7 @@ class Peer:
             random_bytes=os.urandom,
             now=trio.current_time(),
         )
+        self.quantum.begin_tunnel()
         tunnel = Tunnel(sock, connection, self)
         driver = EpochDriver(
             tunnel, self.quantum, self._log, tunnels=lambda: max(1, len(self._drivers))

@@ -7,6 +7,7 @@ own; what they are together, and which of them an epoch is made from, is decided
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,10 @@ from qproxy.tunnel.messages import OfferedKey
 FIRST_WORD_S = 3.0
 #: Names this process to peers, which must know when announced keys are lost with it.
 INSTANCE_ID = os.urandom(INSTANCE_ID_BYTES)
+
+#: How long, at most, a failed epoch of several sources keeps others like it from being made before
+#: they are due, in seconds. It begins with one and doubles.
+MAX_WIDEN_WAIT_S = 300.0
 
 #: Share of ``rekey.max_age_s`` that an epoch may be stretched to while keys are short. Both ends
 #: close the tunnel at the full age, so enough must be left for several attempts at an epoch.
@@ -120,6 +125,7 @@ class QuantumSide:
         self._log = log
         self._peer_instance: bytes | None = None
         self._suspects = Suspects()
+        self._widen_at = -math.inf
         self._listeners: list[Callable[[LinkChange], None]] = []
         self._draw_listeners: list[Callable[[], None]] = []
         self.paths = tuple(
@@ -289,9 +295,18 @@ class QuantumSide:
             self._peer_insists(len(used) + 1)
             return tuple(used)
         blamed = self._suspects.failed(used, self.at_least)
+        if not blamed:
+            # Somebody may do this on purpose, to use up the keys of the other paths.
+            wait_s = min(MAX_WIDEN_WAIT_S, 2.0 ** min(30, self._suspects.joint_failures - 1))
+            self._widen_at = trio.current_time() + wait_s
         for name in blamed:
             self._by_name[name].key_failed(reason, key_ids)
         return blamed
+
+    def begin_tunnel(self) -> None:
+        """A tunnel is about to be dialled: what the peer insisted on may be another thing now."""
+        self.at_least = self.config.combine_at_least
+        self._settle()
 
     def key_confirmed(self, used: Sequence[str], key_ids: Sequence[str] = ()) -> None:
         """A hybrid epoch of these paths committed, made from the keys of these IDs."""
@@ -311,6 +326,7 @@ class QuantumSide:
                 continue
             trial_at = path.health.next_trial_at()
             up = path.health.state is not LinkState.DOWN or path.health.proven
+            up = up and (now >= self._widen_at or not running)
             due = trial_at is not None and trial_at <= now
             keys = self.policy.keys_per_epoch * (2 if up and running else 1)
             if (up or due) and path.stock.available >= keys:
@@ -392,8 +408,6 @@ class QuantumSide:
         if self._peer_instance not in {None, event.instance_id}:
             discarded = sum(path.stock.discard_held() for path in self.paths)
             self._log.info("peer_restarted", keys_discarded=discarded)
-            self.at_least = self.config.combine_at_least
-            self._settle()
         self._peer_instance = event.instance_id
         lost = {k: reason for k, reason in event.refused if reason is not Reason.LIMIT_REACHED}
         if lost:

@@ -136,7 +136,7 @@ def test_a_path_that_was_proven_is_like_any_other():
     assert choose(view("a"), down("b", proven=True), running=("a",)) == ("a", "b")
 
 
-def test_suspects_are_offered_one_at_a_time():
+def test_suspects_are_offered_alone_one_after_the_other():
     suspects = Suspects()
     assert suspects.failed(("a", "b"), 1) == ()
     assert choose(view("a"), view("b"), suspects=suspects) == ("a",)
@@ -144,10 +144,25 @@ def test_suspects_are_offered_one_at_a_time():
     # "a" has failed alone: it is "b"'s turn.
     assert choose(view("a"), view("b"), suspects=suspects) == ("b",)
     suspects.confirmed(("b",))
-    assert choose(view("a"), view("b"), suspects=suspects, running=("b",)) == ("a", "b")
-    assert suspects.failed(("a", "b"), 1) == ("a",)
+    assert choose(view("a"), view("b"), suspects=suspects, running=("b",)) == ("a",)
+    suspects.confirmed(("a",))
+    assert choose(view("a"), view("b"), suspects=suspects, running=("a",)) == ("a", "b")
+    assert suspects.joint_failures == 1
     suspects.confirmed(("a", "b"))
-    assert suspects.strikes == {}
+    assert (suspects.strikes, suspects.joint_failures) == ({}, 0)
+
+
+def test_a_source_that_lies_beside_others_only_cannot_have_them_blamed():
+    """It knows its own keys: the others are what it would have left out."""
+    suspects, used = Suspects(), []
+    for _attempt in range(60):
+        chosen = choose(view("liar"), view("honest"), suspects=suspects, running=None)
+        used.append(chosen)
+        if len(chosen) > 1:
+            assert suspects.failed(chosen, 1) == ()
+        else:
+            suspects.confirmed(chosen)
+    assert used.count(("honest",)) == used.count(("liar",)) == 20
 
 
 def test_paths_that_cannot_be_told_apart_are_all_to_blame():
@@ -156,7 +171,8 @@ def test_paths_that_cannot_be_told_apart_are_all_to_blame():
     assert suspects.failed(("a", "b", "c"), 2) == ()
     assert choose(view("a"), view("b"), view("c"), suspects=suspects, at_least=2) == ("a", "b")
     assert suspects.failed(("a", "b"), 2) == ("a", "b")
-    assert choose(view("a"), view("b"), view("c"), suspects=suspects, at_least=2) == ("a", "c")
+    chosen = choose(view("a"), view("b"), view("c"), suspects=suspects, at_least=2, barred={"a"})
+    assert chosen == ("b", "c")
 
 
 @given(

@@ -33,9 +33,12 @@ FULL_SHARE = 0.45
 GROWTH = 6
 #: A window of more than this many times what is taken in a round trip may be too large.
 LARGE = 4
-#: Beside a round trip of this length, what event loops take does not matter, in seconds: a larger
-#: window than the round trip calls for is not tried.
+#: Beside a round trip of this length, what event loops take does not matter, in seconds. On a
+#: shorter one, what is taken at once may be what they had left lying, so it is measured over this
+#: time at least; and a larger window than the round trip calls for is tried.
 LONG_ROUND_TRIP_S = 0.005
+#: What a window that is too small grows to on a short path, in multiples of what was taken.
+SHORT_GROWTH = 3
 #: A rate is measured over this many round trips at least.
 REVIEW_ROUND_TRIPS = 2
 #: One that took longer to measure than this says nothing, in seconds: the stream had pauses.
@@ -229,12 +232,15 @@ class StreamCredit(ReceiveCredit):
         """Look at what was taken in this span of time, a round trip long or not over yet."""
         elapsed = now - self._span_at
         taken = self.consumed - self._span_from
-        if elapsed >= round_trip_s:
+        short = round_trip_s < LONG_ROUND_TRIP_S
+        if elapsed >= max(round_trip_s, LONG_ROUND_TRIP_S):
             taken = int(taken * round_trip_s / elapsed)
             self._span_at = now
             self._span_from = self.consumed
+        elif short:
+            taken = 0
         if taken > FULL_SHARE * self.window:
-            larger = min(GROWTH * taken, self._largest())
+            larger = min((SHORT_GROWTH if short else GROWTH) * taken, self._largest())
             if larger > self.window:
                 self._resize(larger)
                 self._trials.drop()

@@ -10,11 +10,13 @@ from __future__ import annotations
 import enum
 
 #: Less stays if the rate is at least this share of what it was before ...
-KEPT_SHARE = 0.9
+KEPT_SHARE = 0.85
 #: ... and more if the rate is at least so many times what it was.
-GAINED_SHARE = 1.1
-#: What was tried in vain is not tried again for so long, in seconds.
-HOLD_S = 10.0
+GAINED_SHARE = 1.2
+#: Less that was tried in vain is not tried again for so long, in seconds ...
+HOLD_LESS_S = 1.0
+#: ... and more for so long: rates vary by themselves, and in doubt little is better.
+HOLD_MORE_S = 10.0
 #: A rate is measured over at least this time, in seconds.
 REVIEW_S = 0.05
 
@@ -56,10 +58,10 @@ class Trials:
         trial, self._trial = self._trial, _Trial.NONE
         last_rate, self._last_rate = self._last_rate, rate
         if trial is _Trial.LESS and rate < KEPT_SHARE * self._rate_before:
-            self._hold_less_until = now + HOLD_S
+            self._hold_less_until = now + HOLD_LESS_S
             return 2.0
         if trial is _Trial.MORE and rate < GAINED_SHARE * self._rate_before:
-            self._hold_more_until = now + HOLD_S
+            self._hold_more_until = now + HOLD_MORE_S
             return 0.5
         self._rate_before = rate
         if large and now >= self._hold_less_until:

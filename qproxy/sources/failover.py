@@ -91,6 +91,7 @@ class Kme:
         source: how it is called; closed with the failover.
         failure: why it is left out, or None while it is not.
         retry_at: when its pause is over.
+        last_asked: number of the last call to it, counted over all of them.
         pause_s: how long the next pause will be, or None for the shortest.
         needs: what it must do before its next pause is the shortest again.
         retry: ends the task that tries it again, while there is one.
@@ -100,6 +101,7 @@ class Kme:
     source: KeySource
     failure: Reason | None = None
     retry_at: float = 0.0
+    last_asked: int = 0
     pause_s: float | None = None
     needs: Proof = Proof.STATUS
     retry: trio.CancelScope | None = field(default=None, repr=False)
@@ -137,6 +139,7 @@ class FailoverSource:
         self._redeems = self._kmes[0]
         self._given: OrderedDict[str, Kme] = OrderedDict()
         self._switches = 0
+        self._calls = 0
         self._closed = False
 
     @property
@@ -234,10 +237,12 @@ class FailoverSource:
 
     def _usable(self) -> list[Kme]:
         usable = [kme for kme in self._kmes if kme.failure is None]
-        return usable or sorted(self._kmes, key=lambda kme: kme.retry_at)
+        return usable or sorted(self._kmes, key=lambda kme: kme.last_asked)
 
     async def _ask(self, kme: Kme, call: Call[ResultT], proof: Proof) -> ResultT:
         began = trio.current_time()
+        self._calls += 1
+        kme.last_asked = self._calls
         try:
             return await call(kme.source)
         except trio.Cancelled:
@@ -277,10 +282,13 @@ class FailoverSource:
     # How each of them does.
 
     def _failed(self, kme: Kme, reason: Reason, proof: Proof) -> None:
-        pause_s = kme.pause_s or self._retry_s
-        kme.retry_at = trio.current_time() + pause_s * (1 + JITTER * (2 * self._random() - 1))
-        kme.pause_s = min(2 * pause_s, self._max_retry_s)
+        now = trio.current_time()
         kme.needs = max(kme.needs, proof)
+        if kme.failure is not None and now < kme.retry_at:
+            return  # calls side by side fail side by side, and make one pause
+        pause_s = kme.pause_s or self._retry_s
+        kme.retry_at = now + pause_s * (1 + JITTER * (2 * self._random() - 1))
+        kme.pause_s = min(2 * pause_s, self._max_retry_s)
         write = self._log.warning if kme.failure is None else self._log.debug
         write("kme_failed", kme=kme.name, reason=reason, retry_s=round(pause_s, 3))
         kme.failure = reason

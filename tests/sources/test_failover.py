@@ -282,6 +282,29 @@ async def test_a_kme_that_hangs_costs_one_call_and_no_other(site, autojump_clock
     await site.settle()
 
 
+async def test_calls_that_fail_side_by_side_make_one_pause(site, autojump_clock):
+    site.north.fails = DOWN
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(site.draw)
+    assert site.north.calls() == ["get"] * 5
+    assert site.log.told().count(("kme_failed", "north")) == 1
+    assert site.source._kmes[0].pause_s == 2
+
+
+async def test_where_all_are_left_out_one_that_hangs_does_not_keep_calls_from_the_other(
+    site, autojump_clock
+):
+    site.north.fails = site.south.fails = DOWN
+    await refused(site.draw())
+    site.north.fails, site.south.fails = HANG, None
+    gave = []
+    for _ in range(2):
+        with trio.move_on_after(0.3):
+            gave.append(await site.draw())
+    assert gave[0] == "south"
+
+
 async def test_a_call_given_up_at_once_says_nothing_of_the_kme(site, autojump_clock):
     site.north.fails = HANG
     with trio.move_on_after(0.01):

@@ -96,6 +96,7 @@ class Kme:
         only: the call that ``misbehave`` is for; None for every one.
         asked: every request, in order.
         secrets: every key it ever wrote to anybody.
+        entries_given: the same, with their IDs.
         connections: how many were made.
         sent_bytes: how much of its answers was taken.
     """
@@ -104,6 +105,7 @@ class Kme:
     only: str | None = None
     asked: list[Asked] = field(default_factory=list)
     secrets: list[bytes] = field(default_factory=list)
+    entries_given: list[dict[str, Any]] = field(default_factory=list)
     connections: int = 0
     sent_bytes: int = 0
     port: int = 0
@@ -120,7 +122,9 @@ class Kme:
         key = self.new_key(size_bytes)
         if key_id is None:
             key_id = f"6f2ab81c-9f0e-4f3a-8b56-{len(self.secrets):012x}"
-        return {"key_ID": key_id, "key": base64.b64encode(key).decode()}
+        entry = {"key_ID": key_id, "key": base64.b64encode(key).decode()}
+        self.entries_given.append(entry)
+        return entry
 
     def entries(self, asked: Asked) -> list[dict[str, Any]]:
         """What a well-behaved KME gives."""

@@ -83,6 +83,25 @@ async def test_a_second_redemption_that_is_refused(status, reason):
         assert bytes(key.key) in kme.secrets  # and the first is still whole
 
 
+async def test_a_kme_that_forgets_a_key_as_soon_as_it_issues_the_next():
+    kme = Kme()
+    not_found = {"message": "One or more keys specified are not found on KME."}
+
+    def answer(_kme, asked):
+        last = kme.entries_given[-1]["key_ID"]
+        if asked.call == "dec_keys" and asked.key_ids != [last]:
+            return [http_json(not_found, "400 Bad Request")]
+        return kme.behave(asked)
+
+    async with client_of(kme) as source:
+        older, newer = await source.get_keys(2, 256)
+        kme.misbehave = answer
+        assert await refused(source.get_keys_by_id([older.key_id], 256)) is Reason.KEY_NOT_FOUND
+        both = source.get_keys_by_id([older.key_id, newer.key_id], 256)
+        assert await refused(both) is Reason.KEY_NOT_FOUND
+        assert len(await source.get_keys_by_id([newer.key_id], 256)) == 1
+
+
 async def test_a_get_that_ignores_number_and_size():
     """It gives one key of its own size; POST is heeded."""
     kme = Kme()

@@ -271,19 +271,21 @@ class TcpEndpoint(_SocketEndpoint):
         try:
             if len(data) == 1:
                 return self._socket.send(data[0])
+            if len(data) <= MAX_SEND_VIEWS:
+                return self._socket.sendmsg(data)
             for start in range(0, len(data), MAX_SEND_VIEWS):
-                views = data[start : start + MAX_SEND_VIEWS] if len(data) > MAX_SEND_VIEWS else data
+                views = data[start : start + MAX_SEND_VIEWS]
                 count = self._socket.sendmsg(views)
                 taken += count
-                if len(data) > MAX_SEND_VIEWS and count < sum(map(len, views)):
+                if count < sum(map(len, views)):
                     break
-            return taken
         except BlockingIOError:
-            return taken
+            pass
         except OSError as error:
             if self._eof_sent and error.errno == errno.EPIPE:
                 raise _eof_was_sent() from None
             raise _lost(error) from None
+        return taken
 
     async def wait_receivable(self) -> None:
         """See :meth:`Endpoint.wait_receivable`."""

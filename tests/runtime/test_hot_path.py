@@ -14,7 +14,7 @@ import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any, cast
@@ -174,10 +174,8 @@ async def push(source: socket.socket, sink: socket.socket, total: int) -> None:
     block, buffer = memoryview(bytes(MIB)), bytearray(MIB)
     sent = received = 0
     while received < total:
-        try:
+        with suppress(BlockingIOError):
             sent += source.send(block[: min(MIB, total - sent)]) if sent < total else 0
-        except BlockingIOError:
-            pass
         await settle()
         try:
             while count := sink.recv_into(buffer):

@@ -51,6 +51,8 @@ def test_all_examples_are_here():
         "production-a.yaml",
         "production-b.yaml",
         "reference.yaml",
+        "two-paths-a.yaml",
+        "two-paths-b.yaml",
     ]
 
 
@@ -69,7 +71,7 @@ def test_example_says_which_commands_come_first(name):
     assert "qproxy pki init configs/pki" in comment or "at the top of" in comment
 
 
-@pytest.mark.parametrize("pair", ["minimal", "production"])
+@pytest.mark.parametrize("pair", ["minimal", "production", "two-paths"])
 def test_the_two_halves_of_a_pair_fit(configs, pair):
     a = load_gateway_config(configs / f"{pair}-a.yaml")
     b = load_gateway_config(configs / f"{pair}-b.yaml")
@@ -77,7 +79,8 @@ def test_the_two_halves_of_a_pair_fit(configs, pair):
     assert to_b.address == b.tunnel.listen
     assert to_a.address is None
     assert (to_b.local_sae_id, to_b.peer_sae_id) == (to_a.peer_sae_id, to_a.local_sae_id)
-    for field in ("policy", "kem", "aead", "psk_file", "qkd_key_size_bits", "rekey"):
+    assert list(to_b.key_sources) == list(to_a.key_sources)
+    for field in ("policy", "combine_at_least", "kem", "aead", "psk_file", "qkd_key_size_bits", "rekey"):
         assert getattr(to_b, field) == getattr(to_a, field)
     assert {listener.service for listener in a.listeners.values()} == set(b.services)
 

@@ -14,8 +14,9 @@ How a run is made, and why:
 * A pair of proxies is started afresh in each round and ended after it. Nothing else of ours runs
   beside the one that is measured, and the spread holds what differs from start to start.
 * Every row does the same work through the same load generator: separate processes for source and
-  sink, blocking sockets, one buffer used again and again.
-* Before a pair is timed it has moved random bytes both ways whose hashes agree.
+  sink, made to leave the proxies as much of the machine as they can.
+* Before a pair's throughput is timed, random bytes have gone every way and all were compared; small
+  messages are compared on every one.
 
 ======================  ==========================================================================
 :mod:`bench.pairs`      one class per kind of proxy: how to configure, start and ask it its version

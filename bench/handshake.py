@@ -34,6 +34,7 @@ from bench.handshake_parts import InMemory
 from bench.host import Host, load_average
 from bench.pairs import Kind, Running, Site
 from bench.pairs.qproxy import QProxy, gateway_events
+from bench.progress import bar
 from bench.record import Figure, Record, Row, Sample
 from bench.record_report import record_markdown
 from bench.rounds import progress, utc_now
@@ -130,7 +131,10 @@ def run_handshake(parameters: HandshakeParameters) -> Record:
             Row(PLAIN_IN_MEMORY, Kind.LIMIT, "both ends in one process"),
         ],
     )
-    with tempfile.TemporaryDirectory(prefix="qproxy-bench-") as temporary:
+    with (
+        tempfile.TemporaryDirectory(prefix="qproxy-bench-") as temporary,
+        bar(record.benchmark, parameters.rounds * len(_CASES)) as advance,
+    ):
         base = Path(temporary)
         for algorithm in _CASES:
             init_pki(base / algorithm, algorithm=algorithm)
@@ -138,6 +142,7 @@ def run_handshake(parameters: HandshakeParameters) -> Record:
             for algorithm, case in _CASES.items():
                 directory = base / f"{number}-{algorithm}"
                 _measure(record, parameters, number, case, pairs, base / algorithm, directory)
+                advance()
     record.finished = utc_now()
     return record
 

@@ -30,7 +30,15 @@ from qproxy.config.scalars import Integer, Number, Reference, Text, Word
 from qproxy.config.sections import ListOf, Named, Section, Tagged
 from qproxy.config.walk import INVALID, KeyPath, Kind, Walk, pairs
 from qproxy.keys import MAX_QKD_KEY_BYTES
-from qproxy.sim.events import MAX_TIMETABLE_EVENTS, EventError, TimedEvent, parse_event
+from qproxy.sim.events import (
+    EVENTS,
+    MAX_TIMETABLE_EVENTS,
+    EventError,
+    Figure,
+    TimedEvent,
+    members_of,
+    parse_event,
+)
 from qproxy.sim.physics.bb84 import Decoys
 
 #: Latest that an event of a timetable may happen: a week, in seconds.
@@ -40,6 +48,13 @@ _NAME = Text("a name of 1 to 64 letters, digits and '._-'", r"[A-Za-z0-9][A-Za-z
 _SAE_ID = Text("an SAE ID of 1 to 128 printable ASCII characters without blanks", r"[!-~]{1,128}")
 _KEY_SIZE = Integer(8, 8 * MAX_QKD_KEY_BYTES, multiple_of=8)
 _NUMBER: Final = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,9})?\Z")
+#: Members of events that are numbers. A name may look like one.
+_FIGURES: Final = frozenset(
+    member.name
+    for event in EVENTS.values()
+    for member in members_of(event)
+    if isinstance(member.kind, Figure)
+)
 
 
 class TimetableEntry:
@@ -58,7 +73,7 @@ class TimetableEntry:
             if key == "at_s":
                 at_s = self._at_s.read(walk, value, (*path, key))
             else:
-                document[key] = _plain(value)
+                document[key] = _plain(value, number=key in _FIGURES)
         if len(walk.errors) > before:
             return INVALID
         if at_s is INVALID:
@@ -72,11 +87,11 @@ class TimetableEntry:
             return INVALID
 
 
-def _plain(node: yaml.Node) -> object:
+def _plain(node: yaml.Node, *, number: bool) -> object:
     """A value as JSON would have it: a number, a text, nothing, or something that is no member."""
     if not isinstance(node, yaml.ScalarNode):
         return ()
-    if node.style is None and _NUMBER.match(node.value):
+    if number and node.style is None and _NUMBER.match(node.value):
         return float(node.value)
     return None if node.style is None and node.value in {"", "~", "null"} else str(node.value)
 

@@ -7,6 +7,8 @@ it made between two times. Times are seconds since the start of the simulator.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from qproxy.config.network import (
 from qproxy.config.network_checks import orbit_of
 from qproxy.sim.physics.bb84 import Optics, fibre_loss_db, key_rate, secret_fraction
 from qproxy.sim.physics.disturb import intercepted
+from qproxy.sim.physics.satellite import Orbit
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +140,9 @@ class SatelliteProduction:
     def attack(self, attack: Attack) -> None:
         """Work out every second of a pass anew."""
         optics = _attacked(self._optics, attack)
-        seconds = math.ceil(self._orbit.pass_duration_s)
-        self._seconds = [
-            _by_optics(optics, self._orbit.loss_db(second + 0.5), self._config.abort_qber)
-            for second in range(seconds)
-        ]
-        self._made_by = [0.0]
-        for made in self._seconds:
-            self._made_by.append(self._made_by[-1] + made.key_rate_bps)
+        self._seconds = _seconds_of_pass(optics, self._orbit, self._config.abort_qber)
+        rates = (made.key_rate_bps for made in self._seconds)
+        self._made_by = list(itertools.accumulate(rates, initial=0.0))
 
     def at(self, elapsed_s: float) -> Made:
         """What this second of the pass makes; nothing, and no QBER, between passes."""
@@ -181,6 +179,15 @@ def production_of(config: AnySpanConfig, optics: Mapping[str, OpticsConfig]) -> 
     if isinstance(config, FibreSpanConfig):
         return FibreProduction(config, chosen)
     return SatelliteProduction(config, chosen)
+
+
+@functools.lru_cache(maxsize=64)
+def _seconds_of_pass(optics: Optics, orbit: Orbit, abort_qber: float) -> tuple[Made, ...]:
+    """Every second of a pass, from rise to set."""
+    return tuple(
+        _by_optics(optics, orbit.loss_db(second + 0.5), abort_qber)
+        for second in range(math.ceil(orbit.pass_duration_s))
+    )
 
 
 def _attacked(optics: Optics, attack: Attack) -> Optics:

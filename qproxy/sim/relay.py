@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 #: Most sightings that a compromised relay keeps; the oldest go first.
-MAX_COPIES: Final = 100_000
+MAX_COPIES: Final = 4096
 
 #: Told of what is on the way between two nodes: the span's name and the sealed key.
 Tap = Callable[[str, bytes], None]

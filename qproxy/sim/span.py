@@ -191,8 +191,9 @@ class SimulatedSpan:
 
     def _attacked(self, now: float, attack: Attack) -> None:
         self._advance(now)  # what was made until now was made without it
-        self._attack = attack
-        self._production.attack(attack)
+        if attack != self._attack:
+            self._attack = attack
+            self._production.attack(attack)
 
     def _advance(self, now: float) -> None:
         before, self._updated_at = self._updated_at, max(self._updated_at, now)

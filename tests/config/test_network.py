@@ -97,6 +97,12 @@ def test_a_timetable_goes_with_a_plain_link_too(tmp_path):
     assert (error.key, error.hint) == ("kme_sim.timetable.0.span", "known names: link")
 
 
+def test_a_name_in_the_timetable_may_look_like_a_number(tmp_path):
+    text = (KMES + NETWORK + TIMETABLE).replace(" one: {", " 1: {").replace("[one, ", "['1', ")
+    text = text.replace("cut, span: one", "cut, span: 1")
+    assert load(tmp_path, text).timetable[0] == TimedEvent(30.0, Cut("1"))
+
+
 N = "kme_sim.network"
 
 

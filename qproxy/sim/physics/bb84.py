@@ -173,7 +173,7 @@ def single_photons_bounded(eta: float, optics: Optics) -> SinglePhotons:
         - gain_mu * math.exp(mu) * nu**2 / mu**2
         - (mu**2 - nu**2) / mu**2 * y0_high
     )
-    if yield_ <= 0:
+    if yield_ * nu <= 0:  # where next to nothing arrives, the product may vanish before it does
         return SinglePhotons(0.0, BACKGROUND_ERROR)
     error = (errors_nu * math.exp(nu) - BACKGROUND_ERROR * y0_low) / (yield_ * nu)
     return SinglePhotons(yield_, min(max(error, 0.0), BACKGROUND_ERROR))

@@ -58,8 +58,11 @@ class Orbit:
         """Whether it is above the horizon."""
         return elapsed_s >= self.first_pass_s and self.place(elapsed_s)[1] < self.pass_duration_s
 
+    def distance_km(self, into_s: float) -> float:
+        """How far away it is that many seconds after it rose."""
+        way_km = (into_s - self.pass_duration_s / 2) * GROUND_SPEED_KM_S
+        return math.hypot(self.altitude_km, way_km)
+
     def loss_db(self, into_s: float) -> float:
         """Loss that many seconds after it rose."""
-        way_km = (into_s - self.pass_duration_s / 2) * GROUND_SPEED_KM_S
-        distance_km = math.hypot(self.altitude_km, way_km)
-        return self.zenith_loss_db + 20 * math.log10(distance_km / self.altitude_km)
+        return self.zenith_loss_db + 20 * math.log10(self.distance_km(into_s) / self.altitude_km)

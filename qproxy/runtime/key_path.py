@@ -14,7 +14,7 @@ import trio
 
 from qproxy.config.model import PeerConfig
 from qproxy.errors import KeySourceError, Reason
-from qproxy.keys import KeyNature, KeyOrigin, QkdKey, source_label, wipe_keys
+from qproxy.keys import KeyNature, KeyOrigin, QkdKey, SourceKind, source_label, wipe_keys
 from qproxy.log import Logger
 from qproxy.quantum.combine import PathView
 from qproxy.quantum.health import LinkChange, LinkHealth, LinkReport, LinkState
@@ -31,18 +31,23 @@ MIN_DRAW_PAUSE_S = 0.05
 #: step, more would only be wasted.
 MAX_TRIAL_STOCK_KEYS = 8
 
+#: How long a key of a pad waits in stock, in seconds: a week.
+MAX_PAD_KEY_AGE_S = 604_800.0
+
 #: Failures of a key after which others drawn with it are not to be trusted either.
 _OUT_OF_STEP = frozenset({Reason.KEY_NOT_FOUND, Reason.KEY_MISMATCH, Reason.KEY_INVALID})
 
 
-def _stock_settings(config: PeerConfig, workers: int) -> StockSettings:
+def _stock_settings(config: PeerConfig, workers: int, kind: str) -> StockSettings:
     """The configured bounds, or more where the tunnels of a pool use more between two draws."""
     kept = config.key_stock
     round_of_rekeys = config.tunnels * config.qkd_keys_per_epoch
     return StockSettings(
         low_water=min(MAX_STOCK_KEYS, max(kept.low_water, 2 * round_of_rekeys)),
         high_water=min(MAX_STOCK_KEYS, max(kept.high_water, 4 * round_of_rekeys)),
-        max_age_s=kept.max_age_s,
+        # A KME need not keep its copy for ever. A pad's copy waits as long as it takes, and what
+        # ages here is gone from it.
+        max_age_s=MAX_PAD_KEY_AGE_S if kind == SourceKind.FILE else kept.max_age_s,
         min_rate_keys_per_s=StockSettings().min_rate_keys_per_s / workers,
     )
 
@@ -111,7 +116,8 @@ class KeyPath:
         self._on_keys = on_keys
         self._rate: float | None = None
         self._status_at = now
-        self._stock_settings = _stock_settings(config, workers)
+        self._detail: str | None = None
+        self._stock_settings = _stock_settings(config, workers, kind)
         self.stock = KeyStock(self._stock_settings, SpentIds(), now)
 
     @property
@@ -237,6 +243,9 @@ class KeyPath:
         redeemed is lost with its memory.
         """
         if not self._draws or self.health.state is LinkState.DOWN:
+            return ()
+        if self.kind == SourceKind.FILE:
+            # There is nothing to be faster than, and what the peer holds for too long is gone.
             return ()
         room = self._stock_settings.high_water // 2 - self.stock.announced
         size_bytes = self._config.qkd_key_size_bits // 8
@@ -446,6 +455,7 @@ class KeyPath:
     def _failed(self, reason: Reason, detail: str, *, drawing: bool) -> None:
         self._log.debug("kme_call_failed", source=self.source_name, reason=reason, detail=detail)
         self.failures.add(reason, trio.current_time())
+        self._detail = detail
         change = self.health.failure(reason, trio.current_time(), drawing=drawing)
         self._told(change)
 
@@ -466,5 +476,6 @@ class KeyPath:
                 path=self.name or None,
                 simulated=self.simulated,
                 stock=self.stock.available,
+                detail=self._detail if change.reason is not Reason.LINK_HEALTHY else None,
             )
         self._on_change(change)

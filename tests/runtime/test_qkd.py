@@ -264,3 +264,41 @@ async def test_a_worker_redeems_nothing_ahead_for_another_could_be_offered_it(
     # Not a refusal that would have the peer wipe the key, and not a sign of a restart.
     assert dict(reports[0].results) == {"key-0": Reason.LIMIT_REACHED}
     assert reports[0].instance_id == reports[1].instance_id
+
+
+async def test_keys_of_a_pad_are_not_wasted(autojump_clock: trio.testing.MockClock) -> None:
+    """They are neither given to the peer ahead, which may lose them, nor wiped for their age."""
+    source = FakeSource()
+    quantum = QuantumSide(
+        DIALS,
+        [SourceInUse(source, "file")],
+        get_logger("qproxy.test"),
+        now=trio.current_time(),
+    )
+
+    async def action() -> None:
+        await until(lambda: quantum.paths[0].stock.available == 32)
+        assert quantum.keys_to_announce() == ()
+        await trio.sleep(3600)
+        assert quantum.paths[0].stock.counters.aged_out == 0
+        assert len(source.given) == 32
+
+    await while_running(quantum, action)
+
+
+async def test_a_fallen_link_is_told_with_what_went_wrong(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = FakeSource()
+    quantum = quantum_side(source)
+
+    async def action() -> None:
+        await until(lambda: quantum.state is LinkState.HEALTHY)
+        source.failure = Reason.KME_UNAVAILABLE
+        await until(lambda: quantum.state is LinkState.DOWN)
+
+    await while_running(quantum, action)
+    told = [record.fields for record in caplog.records if record.getMessage() == "link_state"]  # type: ignore[attr-defined]
+    assert told[-1]["detail"] == "as the test wants it"
+    assert (told[-1]["source"], told[-1]["kind"]) == ("fake", "etsi-qkd-014")
+    assert told[-1]["keys_are"] == "simulated"

@@ -213,6 +213,7 @@ def _merge_sources(
             (now or before)[0],
             failing_kmes=tuple(dict.fromkeys(kme for s in now for kme in s.failing_kmes)),
             kme_switches=sum(s.kme_switches for s in [*now, *before]),
+            kme_failures=dict(_sum(s.kme_failures for s in [*now, *before])),
             link=merge_links([s.link for s in now], [s.link for s in before]),
             stock=merge_stocks([s.stock for s in now], [s.stock for s in before]),
         )

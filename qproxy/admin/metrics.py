@@ -511,6 +511,16 @@ def _source_families(peers: tuple[PeerStatus, ...]) -> Iterator[Metric]:
         (((name, source.name, kme), 1) for name, source in named for kme in source.failing_kmes),
     )
     yield _counter(
+        "source_kme_failures",
+        "Calls that failed at each of several KMEs of a source.",
+        (*labels, "kme"),
+        (
+            ((name, source.name, kme), count)
+            for name, source in named
+            for kme, count in source.kme_failures.items()
+        ),
+    )
+    yield _counter(
         "source_kme_switches",
         "Times that another KME of a source than before came to give the keys.",
         labels,

@@ -183,6 +183,7 @@ def _snapshot_source(path: KeyPath, now: float) -> KeySourceStatus:
         kme=None if said is None else said.kme or None,
         failing_kmes=() if said is None else said.failing_kmes,
         kme_switches=0 if said is None else said.kme_switches,
+        kme_failures={} if said is None else dict(said.kme_failures),
         link=_snapshot_link(path, now),
         stock=_snapshot_stock(path, now),
     )

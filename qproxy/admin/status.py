@@ -246,6 +246,7 @@ class KeySourceStatus:
         kme: configured name of the KME that answers now, or None where it has no such names.
         failing_kmes: configured names of KMEs that are left out now.
         kme_switches: times that another KME than before came to give the keys.
+        kme_failures: calls that failed at each of several KMEs, by its configured name.
         link: its link.
         stock: its keys.
     """
@@ -258,6 +259,7 @@ class KeySourceStatus:
     kme: str | None
     failing_kmes: tuple[str, ...]
     kme_switches: int
+    kme_failures: Mapping[str, int]
     link: LinkStatus
     stock: StockStatus
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from qproxy.errors import Reason
@@ -36,6 +36,8 @@ class SourceStatus:
             for what is behind it.
         failing_kmes: configured names of the KMEs that are left out just now, because they failed.
         kme_switches: how often another KME than the one before came to give the keys.
+        kme_failures: calls that failed at each KME, by its configured name; also those that
+            another KME answered then.
         algorithm: how the source says that it comes by its keys, where it says so; free text.
     """
 
@@ -53,6 +55,7 @@ class SourceStatus:
     kme: str = ""
     failing_kmes: tuple[str, ...] = ()
     kme_switches: int = 0
+    kme_failures: Mapping[str, int] = field(default_factory=dict)
     algorithm: str | None = None
 
 

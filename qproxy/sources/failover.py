@@ -91,6 +91,7 @@ class Kme:
         source: how it is called; closed with the failover.
         failure: why it is left out, or None while it is not.
         retry_at: when its pause is over.
+        failures: calls to it that failed since the start.
         last_asked: number of the last call to it, counted over all of them.
         pause_s: how long the next pause will be, or None for the shortest.
         needs: what it must do before its next pause is the shortest again.
@@ -101,6 +102,7 @@ class Kme:
     source: KeySource
     failure: Reason | None = None
     retry_at: float = 0.0
+    failures: int = 0
     last_asked: int = 0
     pause_s: float | None = None
     needs: Proof = Proof.STATUS
@@ -155,6 +157,7 @@ class FailoverSource:
             kme=self.in_use or "",
             failing_kmes=tuple(kme.name for kme in self._kmes if kme.failure is not None),
             kme_switches=self._switches,
+            kme_failures={kme.name: kme.failures for kme in self._kmes},
         )
 
     async def get_keys(self, number: int, size_bits: int) -> list[QkdKey]:
@@ -283,6 +286,7 @@ class FailoverSource:
 
     def _failed(self, kme: Kme, reason: Reason, proof: Proof) -> None:
         now = trio.current_time()
+        kme.failures += 1
         kme.needs = max(kme.needs, proof)
         if kme.failure is not None and now < kme.retry_at:
             return  # calls side by side fail side by side, and make one pause

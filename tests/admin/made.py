@@ -114,6 +114,7 @@ SOURCE = KeySourceStatus(
     kme="kme-a",
     failing_kmes=(),
     kme_switches=0,
+    kme_failures={},
     link=LINK,
     stock=STOCK,
 )
@@ -267,7 +268,15 @@ NO_TUNNEL = with_peer(
     not_connected=counts(Reason.CONNECT_REFUSED, 5, age_s=2.0),
 )
 ON_THE_SPARE_KME = with_peer(
-    sources=(replace(SOURCE, kme="south", failing_kmes=("north",), kme_switches=3),)
+    sources=(
+        replace(
+            SOURCE,
+            kme="south",
+            failing_kmes=("north",),
+            kme_switches=3,
+            kme_failures={"north": 7, "south": 0},
+        ),
+    )
 )
 EMPTY = gateway(peers=(), listeners=(), services=())
 WITHOUT_QKD = with_peer(

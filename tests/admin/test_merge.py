@@ -50,6 +50,7 @@ def test_a_kme_that_one_worker_does_without_shows_and_switches_are_kept():
     assert (gone.peers[0].sources[0].kme, gone.peers[0].sources[0].failing_kmes) == (None, ())
     (source,) = merged(made.GATEWAY, past=(gone,)).peers[0].sources
     assert (source.kme, source.failing_kmes, source.kme_switches) == ("kme-a", (), 3)
+    assert source.kme_failures == {"north": 7, "south": 0}
 
 
 def test_two_workers_are_the_sum_of_both():

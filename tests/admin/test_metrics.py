@@ -90,6 +90,7 @@ def test_the_kme_in_use_shows_and_those_that_are_left_out():
     assert found["qproxy_source_kme_in_use", "gw-b", "kme-a", "south"] == 1
     assert found["qproxy_source_kme_failing", "gw-b", "kme-a", "north"] == 1
     assert found["qproxy_source_kme_switches_total", "gw-b", "kme-a"] == 3
+    assert found["qproxy_source_kme_failures_total", "gw-b", "kme-a", "north"] == 7
 
 
 @pytest.mark.parametrize("name", made.ALL)

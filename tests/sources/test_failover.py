@@ -168,7 +168,9 @@ async def test_a_switch_is_told_and_counted(site):
     await site.draw()
     site.north.fails = DOWN
     await site.draw()
-    assert (await site.source.status()).kme_switches == 1
+    status = await site.source.status()
+    assert status.kme_switches == 1
+    assert status.kme_failures == {"north": 1, "south": 0}
     line = next(fields for event, fields in site.log.lines if event == "kme_failed")
     assert line == {"source": "site", "kme": "north", "reason": DOWN, "retry_s": 1}
     assert site.log.lines[-1] == (

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.pairs import ProxyPair, all_pairs
+from bench.pairs import Kind, ProxyPair, all_pairs
 from bench.record import Record
 from bench.study import Study
 
@@ -50,6 +50,15 @@ def add_pair_option(parser: argparse.ArgumentParser) -> None:
 def chosen_pairs(options: argparse.Namespace) -> list[ProxyPair]:
     """Those named by ``--pair``, or all of them."""
     return [pair for pair in all_pairs() if options.pairs is None or pair.name in options.pairs]
+
+
+def one_subject(options: argparse.Namespace) -> list[ProxyPair]:
+    """The pairs asked for, or all peers and qproxy once: its variants differ in other things."""
+    pairs = chosen_pairs(options)
+    if options.pairs is not None:
+        return pairs
+    subjects = [pair for pair in pairs if pair.kind is Kind.SUBJECT]
+    return [pair for pair in pairs if pair not in subjects[1:]]
 
 
 def add_megabytes_option(parser: argparse.ArgumentParser, default_bytes: int) -> None:

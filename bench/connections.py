@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
-from bench.command import Benchmark, add_pair_option, chosen_pairs
+from bench.command import Benchmark, add_pair_option, one_subject
 from bench.generator import EPOLL, TrafficClient
 from bench.host import Host
 from bench.latency import latency_values
@@ -104,7 +104,7 @@ def per_thing(used: Mapping[str, float], count: int, thing: str) -> dict[str, fl
 
 def _run(options: argparse.Namespace) -> tuple[Record, str]:
     parameters = replace(QUICK if options.quick else ConnectionsParameters(), rounds=options.rounds)
-    record = run_connections(chosen_pairs(options), parameters)
+    record = run_connections(one_subject(options), parameters)
     return record, record_markdown(record)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from bench import namespace
 from bench import path as path_module
 from bench.children import sigterm_as_exit
-from bench.command import Benchmark, add_pair_option, chosen_pairs
+from bench.command import Benchmark, add_pair_option, chosen_pairs, one_subject
 from bench.delayed import DelayedBench, DelayedMeasure, percentiles, run_delayed
 from bench.host import Host
 from bench.pairs import ProxyPair
@@ -27,7 +27,7 @@ from bench.record import Figure, Record
 from bench.record_report import record_markdown
 from bench.rounds import progress, utc_now
 from bench.throughput import DIRECTIONS
-from bench.wan import add_path_options, inside, lead_of, one_subject
+from bench.wan import add_path_options, inside, lead_of
 
 _NAME = "fairness"
 FIGURES = (

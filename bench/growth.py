@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
-from bench.command import Benchmark, add_pair_option, chosen_pairs
+from bench.command import Benchmark, add_pair_option, one_subject
 from bench.connections import per_thing
 from bench.generator import EPOLL, TrafficClient
 from bench.host import Host
@@ -165,7 +165,7 @@ def _at(
 
 def _run(options: argparse.Namespace) -> tuple[Record, str]:
     parameters = replace(QUICK if options.quick else GrowthParameters(), rounds=options.rounds)
-    record = run_growth(chosen_pairs(options), parameters)
+    record = run_growth(one_subject(options), parameters)
     return record, record_markdown(record)
 
 

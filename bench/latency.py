@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 
 from bench.awake import cores_awake
 from bench.children import Child
-from bench.command import Benchmark, add_pair_option, chosen_pairs
+from bench.command import Benchmark, add_pair_option, one_subject
 from bench.generator import EPOLL, Timings, TrafficClient
 from bench.host import Host
 from bench.pairs import Kind, ProxyPair
@@ -184,7 +184,7 @@ def add_differences(record: Record) -> None:
 def _run(options: argparse.Namespace) -> tuple[Record, str]:
     chosen = QUICK if options.quick else LatencyParameters()
     parameters = replace(chosen, rounds=options.rounds, awake=options.awake)
-    record = run_latency(chosen_pairs(options), parameters)
+    record = run_latency(one_subject(options), parameters)
     return record, record_markdown(record)
 
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
-from bench.command import Benchmark, add_pair_option, chosen_pairs
+from bench.command import Benchmark, add_pair_option, one_subject
 from bench.generator import EPOLL, TrafficClient
 from bench.host import Host
 from bench.memory_use import MemoryUse, slope
@@ -167,7 +167,7 @@ class _Watch:
 
 def _run(options: argparse.Namespace) -> tuple[Record, str]:
     parameters = replace(QUICK if options.quick else MemoryParameters(), rounds=options.rounds)
-    record = run_memory(chosen_pairs(options), parameters)
+    record = run_memory(one_subject(options), parameters)
     return record, record_markdown(record)
 
 

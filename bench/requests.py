@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
-from bench.command import Benchmark, add_pair_option, chosen_pairs
+from bench.command import Benchmark, add_pair_option, one_subject
 from bench.connections import per_thing
 from bench.generator import EPOLL, Timings, TrafficClient
 from bench.host import Host
@@ -96,7 +96,7 @@ def request_values(timings: Timings, used: Mapping[str, float]) -> dict[str, flo
 
 def _run(options: argparse.Namespace) -> tuple[Record, str]:
     parameters = replace(QUICK if options.quick else RequestsParameters(), rounds=options.rounds)
-    record = run_requests(chosen_pairs(options), parameters)
+    record = run_requests(one_subject(options), parameters)
     return record, record_markdown(record)
 
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from bench import namespace
 from bench import path as path_module
 from bench.children import sigterm_as_exit
-from bench.command import Benchmark, add_pair_option, chosen_pairs, positive
+from bench.command import Benchmark, add_pair_option, chosen_pairs, one_subject, positive
 from bench.delayed import DelayedBench, DelayedMeasure, percentiles, run_delayed
 from bench.host import Host
-from bench.pairs import Kind, ProxyPair
+from bench.pairs import ProxyPair
 from bench.path import CONGESTION_CONTROL, PathSettings
 from bench.record import Figure, Record, Row
 from bench.record_report import record_markdown
@@ -171,15 +171,6 @@ def _run(options: argparse.Namespace) -> tuple[Record, str]:
     )
     record = run_wan(one_subject(options), parameters)
     return record, record_markdown(record)
-
-
-def one_subject(options: argparse.Namespace) -> list[ProxyPair]:
-    """The pairs asked for, or all peers and qproxy once: its variants differ in other things."""
-    pairs = chosen_pairs(options)
-    if options.pairs is not None:
-        return pairs
-    subjects = [pair for pair in pairs if pair.kind is Kind.SUBJECT]
-    return [pair for pair in pairs if pair not in subjects[1:]]
 
 
 def add_path_options(parser: argparse.ArgumentParser) -> None:

@@ -10,12 +10,13 @@ import pytest
 from bench import namespace
 from bench import path as path_module
 from bench.children import process_tree, wait_until
+from bench.command import one_subject
 from bench.delayed import Flow, run_delayed
 from bench.fairness import FairnessParameters, run_fairness
 from bench.fairness import measure as measure_fairness
 from bench.fairness import new_record as new_fairness_record
 from bench.generator import Program
-from bench.wan import WanParameters, new_record, one_subject, run_wan
+from bench.wan import WanParameters, new_record, run_wan
 from bench.wan import measure as measure_wan
 from tests.bench.helpers import FakePair
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,3 +99,32 @@ def test_a_kme_dies_and_the_other_takes_over_until_it_is_back(
     assert len(pair.a.find("tunnel_up")) == 1
     for gateway in (pair.a, pair.b):
         assert PASSWORD.decode() not in repr(gateway.events)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """As an operator should: whole, and in one moment."""
+    fresh = path.with_suffix(".new")
+    fresh.touch(mode=0o600)
+    fresh.write_bytes(content)
+    fresh.replace(path)
+
+
+def test_a_new_bundle_is_taken_into_use_and_a_broken_one_is_not(pair: GatewayPair) -> None:
+    room = pair.directory / "pki"
+    who = pki.identity(pki.authority(), "gw-a", common_name="renewed")
+    mark = pair.a.mark()
+    replace_file(room / "gw-a.p12", pki.pkcs12_bytes(who, password=b"battery staple"))
+    replace_file(room / "password", b"battery staple\n")
+    pair.a.signal(signal.SIGHUP)
+    pair.a.wait_for_event("reloaded", after=mark, cause="signal")
+    hybrid_epochs(pair, pair.a.mark(), 3)
+    assert not pair.a.find("kme_failed")
+
+    mark = pair.a.mark()
+    replace_file(room / "password", b"wrong stapler\n")
+    pair.a.signal(signal.SIGHUP)
+    failed = pair.a.wait_for_event("reload_failed", after=mark)
+    assert "gw-a.p12: cannot be opened with the password given" in failed["detail"]
+    hybrid_epochs(pair, pair.a.mark(), 3)
+    for secret in (PASSWORD, b"battery staple", b"wrong stapler"):
+        assert secret.decode() not in repr(pair.a.events)

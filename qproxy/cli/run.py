@@ -27,8 +27,9 @@ def run_command(options: argparse.Namespace) -> ExitCode:
     if workers > 1:
         return _run_workers(config, workers, started)
     from qproxy.runtime.gateway import run_gateway  # noqa: PLC0415 - not before the file is right
-    from qproxy.runtime.loop import run  # noqa: PLC0415 - likewise
+    from qproxy.runtime.loop import run, spare_garbage_collection  # noqa: PLC0415 - likewise
 
+    spare_garbage_collection()
     run(partial(run_gateway, config, task_status=started))
     return ExitCode.DONE
 
@@ -49,11 +50,12 @@ def _run_workers(config: GatewayConfig, workers: int, started: _OnStart) -> Exit
 def worker_command(options: argparse.Namespace) -> int:
     """Be a worker of a gateway; only a supervisor calls this, with a channel to be inherited."""
     from qproxy.runtime.audit import AuditFailureError  # noqa: PLC0415 - needed by workers alone
-    from qproxy.runtime.loop import run  # noqa: PLC0415 - needed by workers alone
+    from qproxy.runtime.loop import run, spare_garbage_collection  # noqa: PLC0415 - likewise
     from qproxy.supervisor.slot import AUDIT_EXIT_CODE  # noqa: PLC0415 - needed by workers alone
     from qproxy.supervisor.worker import run_worker  # noqa: PLC0415 - needed by workers alone
 
     code = int(ExitCode.DONE)
+    spare_garbage_collection()
     try:
         run(partial(run_worker, options.channel))
     except* AuditFailureError as group:

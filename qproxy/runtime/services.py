@@ -47,6 +47,8 @@ class Service:
         self.opened = 0
         self.refused: Tally[Reason] = Tally()
         self.failed: Tally[Reason] = Tally()
+        #: Where to connect, unless the service is configured by host name.
+        self.literal = literal(config.connect)
         self._context: SSL.Context | None = None
         self._server_name: str | None = None
         if config.tls is not None:
@@ -218,7 +220,7 @@ class _Opening:
     def begin(self) -> None:
         """Connect, by a task only where a name must be resolved."""
         config = self._service.config
-        found = literal(config.connect)
+        found = self._service.literal
         if found is None:
             self._tunnel.start_task(self._connect_by_name)
         else:

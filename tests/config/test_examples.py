@@ -80,7 +80,15 @@ def test_the_two_halves_of_a_pair_fit(configs, pair):
     assert to_a.address is None
     assert (to_b.local_sae_id, to_b.peer_sae_id) == (to_a.peer_sae_id, to_a.local_sae_id)
     assert list(to_b.key_sources) == list(to_a.key_sources)
-    for field in ("policy", "combine_at_least", "kem", "aead", "psk_file", "qkd_key_size_bits", "rekey"):
+    for field in (
+        "policy",
+        "combine_at_least",
+        "kem",
+        "aead",
+        "psk_file",
+        "qkd_key_size_bits",
+        "rekey",
+    ):
         assert getattr(to_b, field) == getattr(to_a, field)
     assert {listener.service for listener in a.listeners.values()} == set(b.services)
 

@@ -11,7 +11,7 @@ from qproxy.errors import KeySourceError
 from tests.sources.hostile.kme import CLOSE, Kme, client_of
 from tests.sources.hostile.secrecy import all_of, found_in
 
-ROUNDS = 150
+ROUNDS = 80
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:
@@ -68,4 +68,4 @@ async def test_an_answer_with_accidents_in_it(call, seed, autojump_clock):
         assert await source.get_keys(2, 256)
     assert 0 < len(told) < ROUNDS
     assert survived + len(told) == ROUNDS
-    assert found_in("\n".join(told), kme.secrets) == []
+    assert found_in("\n".join(set(told)), kme.secrets) == []

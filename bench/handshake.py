@@ -37,7 +37,7 @@ from bench.pairs.qproxy import QProxy, gateway_events
 from bench.progress import bar
 from bench.record import Figure, Record, Row, Sample
 from bench.record_report import record_markdown
-from bench.rounds import progress, utc_now
+from bench.rounds import OthersMeter, progress, utc_now
 from bench.stats import BenchError
 from qproxy.pki import KeyAlgorithm, init_pki
 
@@ -167,9 +167,10 @@ def _measure(
         row = rows[name]
         if row.failed is not None:
             continue
+        meter = OthersMeter()
         try:
             for sample_row, sample_case, values, facts in measure():
-                busy = {**values, "load_average": load_average()}
+                busy = {**values, **meter.values(), "load_average": load_average()}
                 record.samples.append(Sample(sample_row, number, sample_case, busy))
                 if facts:
                     rows[sample_row].facts.append(facts)

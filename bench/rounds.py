@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -165,6 +166,26 @@ class CpuMeter:
         """The same, and of what helps the pair, all together."""
         helpers = sum(child.cpu_seconds() for child in self._running.helpers)
         return helpers + sum(self._by_role().values())
+
+
+class OthersMeter:
+    """What others had of the machine meanwhile: everything but this process and those it starts."""
+
+    def __init__(self) -> None:
+        self._ours = cpu_seconds(os.getpid())
+        self._busy, self._idle = cpu_times()
+
+    def values(self) -> dict[str, float]:
+        """``others`` and ``idle`` as :class:`CpuMeter` has them, since the start."""
+        busy, idle = cpu_times()
+        ours = cpu_seconds(os.getpid()) - self._ours
+        whole = busy - self._busy + idle - self._idle
+        if whole <= 0:
+            return {}
+        return {
+            "others": max(0.0, busy - self._busy - ours) / whole,
+            "idle": (idle - self._idle) / whole,
+        }
 
 
 def _values(values: Mapping[str, float]) -> str:

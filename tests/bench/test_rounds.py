@@ -4,7 +4,7 @@ from bench.generator import BLOCKING
 from bench.pairs import Kind
 from bench.record import Record
 from bench.record_report import record_markdown
-from bench.rounds import Bench, run_rounds
+from bench.rounds import Bench, OthersMeter, run_rounds
 from bench.throughput import ThroughputParameters, run_throughput
 from tests.bench.helpers import HOST, UNITS, FakePair, SleepingPair
 
@@ -112,3 +112,12 @@ def test_a_pair_s_processes_are_ended_when_it_fails_in_the_middle() -> None:
     assert not seen
     assert record.rows[0].kind is Kind.PEER
     assert "sleeping (near) ended with 1" in (record.rows[0].failed or "")
+
+
+def test_what_this_process_does_is_not_other_people_s() -> None:
+    meter = OthersMeter()
+    sum(range(5_000_000))
+    values = meter.values()
+    assert 0 <= values["others"] <= 1
+    assert 0 <= values["idle"] <= 1
+    assert values["others"] + values["idle"] < 1

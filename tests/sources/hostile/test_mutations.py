@@ -66,6 +66,6 @@ async def test_an_answer_with_accidents_in_it(call, seed, autojump_clock):
         kme.misbehave = None
         await source.status()
         assert await source.get_keys(2, 256)
-    assert 0 < len(told) < ROUNDS
+    assert told
     assert survived + len(told) == ROUNDS
     assert found_in("\n".join(set(told)), kme.secrets) == []

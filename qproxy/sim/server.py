@@ -120,7 +120,7 @@ async def _keep_timetable(
             except EventError as error:  # the configuration's checks let none of these through
                 _log.warning("timetable_failed", at_s=timed.at_s, error=str(error), **what)
             else:
-                _log.info("timetable", at_s=timed.at_s, **what)
+                _log.info("timetable", simulated=True, at_s=timed.at_s, **what)
 
 
 def _renamed(event: dict[str, object]) -> dict[str, object]:

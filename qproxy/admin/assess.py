@@ -33,13 +33,12 @@ from qproxy.errors import Reason
 from qproxy.keys import KeyNature, SourceKind
 from qproxy.modes import Mode, Policy
 from qproxy.quantum.health import LinkState
+from qproxy.sources.file import LOW_PAD_KEYS
 
 #: Refusals and failures this recent are worth a warning, in seconds.
 RECENT_S: Final = 60.0
 #: How long the first word from a key source may take before its absence is worth one, in seconds.
 SETTLING_S: Final = 10.0
-#: Keys left in a pad that are worth one: sixteen hours' worth, at one a minute.
-LOW_PAD_KEYS: Final = 1000
 #: Part of ``max_without_qkd_s`` that is left when an old QKD key is worth one.
 OLD_KEY_SHARE: Final = 0.5
 

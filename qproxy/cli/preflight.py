@@ -17,7 +17,6 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from qproxy.address import TcpAddress
-from qproxy.admin.assess import LOW_PAD_KEYS
 from qproxy.config.model import (
     AuditConfig,
     ControlConfig,
@@ -35,7 +34,7 @@ from qproxy.crypto.kem import load_kem_provider
 from qproxy.errors import ConfigError, KeySourceError, QproxyError
 from qproxy.modes import Policy
 from qproxy.runtime.build import bound_sae_ids
-from qproxy.sources.file import inspect_pad
+from qproxy.sources.file import LOW_PAD_KEYS, inspect_pad
 from qproxy.supervisor.cpus import worker_count
 from qproxy.tls.identity import TlsIdentity, TrustStore
 from qproxy.tls.names import certificate_names

@@ -23,6 +23,7 @@ from qproxy.quantum.spent import SpentIds
 from qproxy.quantum.stock import MAX_STOCK_KEYS, KeyStock, StockSettings
 from qproxy.runtime.counters import Tally
 from qproxy.sources.base import KeySource, SourceStatus, SpareKmes
+from qproxy.sources.file import LOW_PAD_KEYS
 from qproxy.tunnel.messages import OfferedKey
 
 #: Shortest pause between two calls for keys, in seconds.
@@ -117,6 +118,8 @@ class KeyPath:
         self._rate: float | None = None
         self._status_at = now
         self._detail: str | None = None
+        self._heard = False
+        self._pad_limit = LOW_PAD_KEYS
         self._stock_settings = _stock_settings(config, workers, kind)
         self.stock = KeyStock(self._stock_settings, SpentIds(), now)
 
@@ -137,8 +140,9 @@ class KeyPath:
 
     @property
     def nature(self) -> KeyNature:
-        """What its keys may be called."""
-        return KeyOrigin(self.source_name, self.kind, self.simulated).nature
+        """What its keys may be called; nothing before it has been heard."""
+        nature = KeyOrigin(self.source_name, self.kind, self.simulated).nature
+        return nature if self._heard or nature is not KeyNature.QKD else KeyNature.UNSTATED
 
     @property
     def rate_keys_per_s(self) -> float | None:
@@ -349,6 +353,9 @@ class KeyPath:
         """Keys say where they are from for as long as they live."""
         for key in keys:
             key.kind, key.path = self.kind, self.name
+            # It may say so in its status alone.
+            key.simulated = key.simulated or self.simulated
+        self._heard = self._heard or bool(keys)
         return keys
 
     def _fetch_failed(self, error: KeySourceError) -> None:
@@ -434,6 +441,8 @@ class KeyPath:
         now = trio.current_time()
         self.simulated = status.simulated
         self.last_status = status
+        self._heard = True
+        self._watch_pad(status.stored_key_count)
         size_bits = self._config.qkd_key_size_bits
         rate_bps = status.key_rate_bps
         stored = status.stored_key_count
@@ -451,6 +460,21 @@ class KeyPath:
         self._told(self.health.success(now, latency_s=now - began, report=report))
         if not self._draws:
             self._first_word.set()
+
+    def _watch_pad(self, left: int | None) -> None:
+        """Warn when a pad runs low, and again at each tenth of what is left then."""
+        if self.kind != SourceKind.FILE or left is None:
+            return
+        if left >= LOW_PAD_KEYS:
+            self._pad_limit = LOW_PAD_KEYS
+        elif left < self._pad_limit:
+            self._pad_limit = left // 10 or min(left, 1)
+            self._log.warning(
+                "pad_low",
+                source=self.source_name,
+                keys_left=left,
+                hint="make another with qproxy pad make, and carry it to the other site",
+            )
 
     def _failed(self, reason: Reason, detail: str, *, drawing: bool) -> None:
         self._log.debug("kme_call_failed", source=self.source_name, reason=reason, detail=detail)

@@ -55,6 +55,8 @@ from qproxy.sources.base import MAX_KEYS_PER_CALL, SourceStatus
 MAX_KEYS_PER_DIRECTORY = 100_000
 #: Most keys taken in one call: each costs the disk a sync, and a caller does not wait long.
 MAX_KEYS_AT_ONCE = 8
+#: Keys left in a pad that are few: sixteen hours' worth, at one a minute.
+LOW_PAD_KEYS = 1000
 #: Age at which a claim counts as left by a crash, in seconds.
 STALE_CLAIM_S = 60.0
 #: How long a count of the files is good for, in seconds; what we take ourselves is known.

@@ -34,6 +34,7 @@ class FakeSource:
         wrong_keys: keys come, but not those the other side has.
         stored: what the status says.
         id_suffix: stands behind every key ID.
+        simulated_keys: keys say that they are; the status always does.
         most_keys: how many more it gives, or None for any number.
         given: IDs given out by ``get_keys``.
         redeemed: IDs given out by ``get_keys_by_id``.
@@ -48,6 +49,7 @@ class FakeSource:
         self.qber: float | None = 0.01
         self.key_rate_bps: float | None = 100_000.0
         self.id_suffix = ""
+        self.simulated_keys = True
         self.most_keys: int | None = None
         self.given: list[str] = []
         self.redeemed: list[str] = []
@@ -102,4 +104,4 @@ class FakeSource:
     def _key(self, key_id: str, size_bits: int) -> QkdKey:
         salt = self.name if self.wrong_keys else ""
         secret = hashlib.shake_256(f"{salt}/{key_id}".encode()).digest(size_bits // 8)
-        return QkdKey(key_id, bytearray(secret), source=self.name, simulated=True)
+        return QkdKey(key_id, bytearray(secret), source=self.name, simulated=self.simulated_keys)

@@ -12,6 +12,7 @@ import trio
 from qproxy.address import TcpAddress
 from qproxy.config.model import PeerConfig, RekeyConfig
 from qproxy.errors import Reason
+from qproxy.keys import KeyNature
 from qproxy.log import get_logger
 from qproxy.modes import Mode, Policy
 from qproxy.quantum.health import LinkChange, LinkState
@@ -302,3 +303,60 @@ async def test_a_fallen_link_is_told_with_what_went_wrong(
     assert told[-1]["detail"] == "as the test wants it"
     assert (told[-1]["source"], told[-1]["kind"]) == ("fake", "etsi-qkd-014")
     assert told[-1]["keys_are"] == "simulated"
+
+
+async def test_a_source_that_was_never_heard_is_not_called_qkd(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    source = FakeSource()
+    source.failure = Reason.KME_UNREACHABLE
+    quantum = quantum_side(source)
+    (path,) = quantum.paths
+
+    async def action() -> None:
+        await until(lambda: quantum.state is LinkState.DOWN)
+        assert path.nature is KeyNature.UNSTATED
+        source.failure = None
+        await until(lambda: quantum.state is not LinkState.DOWN)
+        assert path.nature is KeyNature.SIMULATED
+
+    await while_running(quantum, action)
+
+
+async def test_a_key_is_simulated_where_its_source_has_said_so_elsewhere(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    source = FakeSource()
+    source.simulated_keys = False
+    quantum = quantum_side(source)
+
+    async def action() -> None:
+        await until(lambda: quantum.paths[0].last_status is not None)
+        redeemed = await quantum.redeem((OfferedKey("etsi-qkd-014", 32, "a"),), Policy.PREFER)
+        assert isinstance(redeemed, list)
+        assert redeemed[0].origin.nature is KeyNature.SIMULATED
+
+    await while_running(quantum, action)
+
+
+async def test_a_pad_that_runs_low_is_told_in_time_and_not_all_the_time(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = FakeSource()
+    quantum = QuantumSide(
+        DIALS, [SourceInUse(source, "file")], get_logger("qproxy.test"), now=trio.current_time()
+    )
+    told: list[int] = []
+
+    async def action() -> None:
+        for left in (5000, 1000, 999, 998, 500, 98, 97, 9, 0, 0, 5000, 900):
+            source.stored = left
+            await trio.sleep(3)
+        told.extend(
+            record.fields["keys_left"]  # type: ignore[attr-defined]
+            for record in caplog.records
+            if record.getMessage() == "pad_low"
+        )
+
+    await while_running(quantum, action)
+    assert told == [999, 98, 0, 900]

@@ -102,6 +102,17 @@ def test_error_correction_above_the_shannon_limit_ends_it_at_9_81_percent():
     assert 100 * low == pytest.approx(9.81, abs=0.005)
 
 
+@pytest.mark.parametrize("length_km", [0, 10, 50, 100])
+def test_with_multi_photon_pulses_the_rate_ends_at_about_six_percent(length_km):
+    low, high = 0.0, 0.5
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        optics = dataclasses.replace(FAST, misalignment=middle)
+        rate = key_rate(optics, fibre_loss_db(length_km, FAST_LOSS))
+        low, high = (middle, high) if rate.per_pulse > 0 else (low, middle)
+    assert 0.059 < rate.qber < 0.064
+
+
 @pytest.mark.parametrize(("error", "expected"), [(0.0, 0.25), (0.01, 0.255), (0.5, 0.5)])
 def test_intercepting_everything_makes_a_quarter(error, expected):
     assert intercepted(error, 1.0) == pytest.approx(expected)

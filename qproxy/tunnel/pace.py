@@ -19,11 +19,16 @@ from qproxy.tunnel.trials import REVIEW_S, Trials
 
 #: Time that bulk data may wait in the output, and again in the kernel, in seconds.
 QUEUE_S = 0.0005
-#: Bounds of the high-water mark, in bytes; it is halved and doubled between them.
-MIN_HIGH_WATER_BYTES = 16 * 1024
+#: Bounds of the high-water mark, in bytes; it is halved and doubled between them. Linux hands TCP
+#: pieces of up to 64 KiB, and acknowledgements come in bunches: with less than two such pieces
+#: a long path runs dry between them, and TCP takes that for a sender with little to say.
+MIN_HIGH_WATER_BYTES = 128 * 1024
 MAX_HIGH_WATER_BYTES = 1024 * 1024
-#: Where it begins, in bytes: right for 1 Gbit/s.
-INITIAL_HIGH_WATER_BYTES = 64 * 1024
+#: Where it begins, in bytes.
+INITIAL_HIGH_WATER_BYTES = 128 * 1024
+#: What TCP makes of another mark shows after so many round trips: a sender that was short of data
+#: for a while has lost some of its congestion window.
+PACE_ROUND_TRIPS = 8
 #: How often the rate is looked at of a transport that is not full, in seconds.
 _LOOK_INTERVAL_S = 0.01
 
@@ -34,16 +39,19 @@ class Pace:
     Attributes:
         high_water: stream data is taken while less than this waits to be sent, in bytes.
         look_at: when to call :meth:`look` again.
+        review_s: over how much time without pauses a rate is measured, in seconds.
         idle: since the transport was full there was a moment with room and nothing to send.
     """
 
     __slots__ = ("_full_at", "_looked_at", "_measured_bytes", "_measured_s", "_taken_at_look",
-                 "_taken_before", "_trials", "high_water", "idle", "look_at")  # fmt: skip
+                 "_taken_before", "_trials", "high_water", "idle", "look_at",
+                 "review_s")  # fmt: skip
 
     def __init__(self, now: float) -> None:
         self.high_water = INITIAL_HIGH_WATER_BYTES
         self.look_at = now + _LOOK_INTERVAL_S
         self.idle = True
+        self.review_s = REVIEW_S
         self._looked_at = now
         self._taken_at_look = 0
         self._full_at = now
@@ -68,10 +76,14 @@ class Pace:
             return
         self._measured_bytes += count
         self._measured_s += elapsed
-        if self._measured_s >= REVIEW_S:
+        if self._measured_s >= self.review_s:
             self._review(self._measured_bytes / self._measured_s, now)
             self._measured_bytes = 0
             self._measured_s = 0.0
+
+    def use_round_trip(self, seconds: float) -> None:
+        """The path's round trip, without queues."""
+        self.review_s = max(REVIEW_S, PACE_ROUND_TRIPS * seconds)
 
     def look(self, taken: int, now: float) -> None:
         """Whether the transport takes more than the mark allows for.

@@ -240,6 +240,7 @@ class Session:
             self._base_round_trip_s = min(self._round_trips)
         else:
             self._base_round_trip_s = min(self._base_round_trip_s, seconds)
+        self._writer.pace.use_round_trip(self._base_round_trip_s)
 
     @property
     def survey_at(self) -> float | None:

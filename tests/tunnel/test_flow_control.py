@@ -115,11 +115,11 @@ def test_a_second_stream_takes_half_of_the_path() -> None:
 @pytest.mark.parametrize(
     ("rate_bps", "round_trip_s", "added_s"),
     [
-        (GIGABIT, 0.001, 0.002),
-        (GIGABIT, 0.03, 0.002),
-        (GIGABIT, 0.1, 0.002),
-        # Three records are 4 ms there: one in the core, one with the kernel, one leaving.
-        (1e8, 0.03, 0.004),
+        (GIGABIT, 0.001, 0.0022),
+        (GIGABIT, 0.03, 0.0022),
+        (GIGABIT, 0.1, 0.0022),
+        # The lower bound of the mark is 10 ms there: once in the core, once with the kernel.
+        (1e8, 0.03, 0.023),
     ],
 )
 def test_a_small_request_beside_bulk_waits_for_little(
@@ -132,7 +132,7 @@ def test_a_small_request_beside_bulk_waits_for_little(
     alone = quantile(requests.latencies, 0.99)
     for stream_id in bulk:
         simulation.bulk(sender, stream_id)
-    simulation.run(0.3)  # The windows grow, and the rate is measured.
+    simulation.run(1.0 + 30 * round_trip_s)  # The windows grow, and the rate is measured.
     requests.latencies.clear()
     path = simulation.end(sender).path
     before = path.carried
@@ -149,7 +149,7 @@ def test_pings_and_credit_do_not_wait_behind_bulk() -> None:
     stream_id = simulation.open()
     for sender in BOTH:
         simulation.bulk(sender, stream_id)
-    simulation.run(1.0)
+    simulation.run(2.0)
     for end in (simulation.client, simulation.server):
         end.core._timers.ping(bytes, simulation.clock.now)
         end.flush()
@@ -157,7 +157,7 @@ def test_pings_and_credit_do_not_wait_behind_bulk() -> None:
     for end in (simulation.client, simulation.server):
         pongs = [event.seconds for event in end.round_trips]
         assert pongs
-        assert pongs[-1] <= 0.03 + 2 * 0.002
+        assert pongs[-1] <= 0.03 + 2 * 0.0022
 
 
 def test_windows_do_not_go_by_the_queue_that_they_allow() -> None:
@@ -215,7 +215,7 @@ def test_the_high_water_mark_follows_the_path() -> None:
         simulation.run(0.5)
         marks[rate_bps] = simulation.client.core.output_high_water
     assert marks[1e7] == marks[1e8] == MIN_HIGH_WATER_BYTES
-    assert marks[GIGABIT] == INITIAL_HIGH_WATER_BYTES
+    assert marks[GIGABIT] == MIN_HIGH_WATER_BYTES
     assert marks[8e9] == 512 * 1024
 
 
@@ -235,7 +235,7 @@ def fill(pace: Pace, bytes_per_s: float, seconds: float, *, idle: bool = False) 
     ("bytes_per_s", "mark"),
     [
         (1_000_000, MIN_HIGH_WATER_BYTES),
-        (125_000_000, INITIAL_HIGH_WATER_BYTES),
+        (125_000_000, MIN_HIGH_WATER_BYTES),
         (500_000_000, 256 * 1024),
         (4_000_000_000, MAX_HIGH_WATER_BYTES),
     ],
@@ -266,7 +266,7 @@ def test_a_driver_that_comes_late_keeps_its_throughput(late_s: float) -> None:
     path = simulation.client.path
     path.late_s = late_s
     simulation.bulk(Role.CLIENT, stream_id)
-    simulation.run(1.0)
+    simulation.run(2.0)
     before = path.carried
     simulation.run(1.0)
     assert path.carried - before >= 0.9 * GIGABIT / 8
@@ -318,6 +318,9 @@ def test_little_waits_for_a_far_gateway_that_cannot_keep_up() -> None:
 
 
 def full_output(pair: Pair, slots: DataSlots, stream_id: int) -> None:
+    stream = pair.client.session.streams.get(stream_id)
+    assert stream is not None
+    stream.send_credit.limit = 1 << 30
     while room := pair.client.sendable(stream_id):
         pair.client.send_slots(stream_id, slots, min(room, slots.capacity))
 
@@ -349,9 +352,7 @@ def test_bulk_has_one_turn_while_others_wait() -> None:
         full_output(pair, slots, stream_id)
     order = []
     for _ in range(6):
-        data = pair.take_output(Role.CLIENT)
-        pair.deliver(Role.SERVER, data)
-        pair.server.data_consumed(first, 0, pair.now)
+        pair.take_output(Role.CLIENT)
         stream_id = pair.client.next_turn()
         assert stream_id is not None
         order.append(stream_id)

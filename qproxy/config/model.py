@@ -666,7 +666,7 @@ class GatewayConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KmeConfig:
-    """One of the two simulated KMEs.
+    """One simulated KME.
 
     Attributes:
         name: Its key in `kmes`, and its `source_KME_ID`.

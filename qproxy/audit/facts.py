@@ -21,6 +21,7 @@ from typing import Annotated, Any, ClassVar, Final, TypeAlias, get_args, get_ori
 from qproxy.errors import Reason
 from qproxy.keys import KeyNature
 from qproxy.modes import Aead, KemAlgorithm, Mode, Policy
+from qproxy.quantum.health import LinkState
 from qproxy.tunnel.settings import Role
 
 #: Name and version of the format, in every header.
@@ -290,6 +291,31 @@ class ModeChangedFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LinkChangedFacts:
+    """The link of one key source towards a peer is in another state than before.
+
+    Attributes:
+        key_source: name of the source in this gateway's configuration.
+        key_kind: what it is, such as ``etsi-qkd-014``.
+        key_path: name that both ends have for the pair of sources; empty where there is but one.
+        keys_are: what its keys may be called.
+        was: the state before.
+        state: the state from now on.
+        reason: why.
+    """
+
+    kind: ClassVar[str] = "link_changed"
+    peer: str
+    key_source: str
+    key_kind: str
+    key_path: str
+    keys_are: KeyNature
+    was: LinkState
+    state: LinkState
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelClosedFacts:
     """A tunnel is over.
 
@@ -323,6 +349,7 @@ Facts: TypeAlias = (
     | EpochEndedFacts
     | EpochFailedFacts
     | ModeChangedFacts
+    | LinkChangedFacts
     | TunnelClosedFacts
 )
 

@@ -17,15 +17,17 @@ from pathlib import Path
 import trio
 
 from qproxy import __version__
-from qproxy.audit.facts import Facts, GatewayStarted, GatewayStopped
+from qproxy.audit.facts import Facts, GatewayStarted, GatewayStopped, LinkChangedFacts
 from qproxy.audit.storage import DiskFile, LogIdentity, OpenFile
 from qproxy.audit.tail import AuditError
-from qproxy.audit.trail import TunnelTrail
+from qproxy.audit.trail import TunnelTrail, audit_text
 from qproxy.audit.writer import AuditFault, AuditWriter
 from qproxy.config.model import AuditConfig, OnAuditFailure
 from qproxy.config.scalars import load_psk
 from qproxy.errors import QproxyError, Reason
 from qproxy.log import Logger
+from qproxy.quantum.health import LinkChange
+from qproxy.runtime.key_path import KeyPath
 from qproxy.runtime.tunnel import Tunnel
 from qproxy.tunnel.events import (
     EpochCommitted,
@@ -213,6 +215,21 @@ class PeerAudit:
             case TunnelClosed():
                 del self._trails[tunnel]
                 self._audit.record(*state.trail.on_closed(event))
+
+    def on_link_change(self, path: KeyPath, change: LinkChange) -> None:
+        """Record that the link of one key source is in another state."""
+        self._audit.record(
+            LinkChangedFacts(
+                peer=audit_text(self._peer),
+                key_source=audit_text(path.source_name),
+                key_kind=audit_text(path.kind),
+                key_path=audit_text(path.name),
+                keys_are=path.nature,
+                was=change.old,
+                state=change.new,
+                reason=change.reason,
+            )
+        )
 
     def forget(self, tunnel: Tunnel) -> None:
         """A tunnel is over. Where a fault of ours kept its end from us, it is recorded now."""

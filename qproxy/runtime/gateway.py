@@ -321,6 +321,8 @@ class Gateway:
             now=trio.current_time(),
             workers=max(1, self.config.node.workers),
         )
+        audit = PeerAudit(self.audit, name)
+        quantum.on_path_change(audit.on_link_change)
         return Peer(
             config,
             self.config,
@@ -330,7 +332,7 @@ class Gateway:
             kem=self._kem,
             services=self.services,
             log=self._log,
-            audit=PeerAudit(self.audit, name),
+            audit=audit,
         )
 
 

@@ -78,7 +78,7 @@ class KeyPath:
         now: float,
         name: str = "",
         workers: int = 1,
-        on_change: Callable[[LinkChange | None], None] = lambda _change: None,
+        on_change: Callable[[KeyPath, LinkChange | None], None] = lambda _path, _change: None,
         on_keys: Callable[[], None] = lambda: None,
     ) -> None:
         """Nothing runs yet.
@@ -502,4 +502,4 @@ class KeyPath:
                 stock=self.stock.available,
                 detail=self._detail if change.reason is not Reason.LINK_HEALTHY else None,
             )
-        self._on_change(change)
+        self._on_change(self, change)

@@ -127,6 +127,7 @@ class QuantumSide:
         self._suspects = Suspects()
         self._widen_at = -math.inf
         self._listeners: list[Callable[[LinkChange], None]] = []
+        self._path_listeners: list[Callable[[KeyPath, LinkChange], None]] = []
         self._draw_listeners: list[Callable[[], None]] = []
         self.paths = tuple(
             KeyPath(
@@ -190,6 +191,10 @@ class QuantumSide:
     def on_link_change(self, listener: Callable[[LinkChange], None]) -> None:
         """Call this with every change of the state of all links together."""
         self._listeners.append(listener)
+
+    def on_path_change(self, listener: Callable[[KeyPath, LinkChange], None]) -> None:
+        """Call this with every change of the state of one source's link."""
+        self._path_listeners.append(listener)
 
     def on_keys_drawn(self, listener: Callable[[], None]) -> None:
         """Call this whenever keys have come into a stock."""
@@ -425,7 +430,10 @@ class QuantumSide:
         states = [(path.health.state, path.health.reason) for path in self.paths]
         return combined_state(states, self.at_least)
 
-    def _on_path_change(self, _change: LinkChange | None) -> None:
+    def _on_path_change(self, path: KeyPath, change: LinkChange | None) -> None:
+        if change is not None:
+            for listener in self._path_listeners:
+                listener(path, change)
         self._settle()
 
     def _settle(self) -> None:

@@ -19,6 +19,7 @@ from qproxy.audit.facts import (
     EpochFailedFacts,
     FactsError,
     GatewayStarted,
+    LinkChangedFacts,
     RecordsLost,
     decode_facts,
     encode_facts,
@@ -38,6 +39,7 @@ from qproxy.audit.trail import audit_text, key_id_digest
 from qproxy.errors import Reason
 from qproxy.keys import KeyNature
 from qproxy.modes import Mode
+from qproxy.quantum.health import LinkState
 from qproxy.tunnel.settings import Role
 from tests.audit.helpers import KEY, committed, confirmed, ends, header, stamp, started
 
@@ -70,6 +72,16 @@ def every_kind():
         ChainBroken(problem="x", moved_to=None),
         RecordsLost(count=3, since_offset_us=4),
         GatewayStopped(reason=Reason.SHUTDOWN),
+        LinkChangedFacts(
+            peer="gw-b",
+            key_source="kme-n",
+            key_kind="etsi-qkd-014",
+            key_path="north",
+            keys_are=KeyNature.QKD,
+            was=LinkState.HEALTHY,
+            state=LinkState.DOWN,
+            reason=Reason.KME_UNREACHABLE,
+        ),
     ):
         facts[type(fact)] = fact
     return facts

@@ -315,6 +315,14 @@ async def test_combined_sources_survive_the_loss_of_all_but_one(
         await found.until(lambda: found.a.said("combined_link_state") != [])
         state = found.a.said("combined_link_state")[-1]
         assert (state["new"], state["down"]) == (LinkState.DEGRADED, ["path-skip"])
+
+        def fallen_links() -> list[dict[str, Any]]:
+            return [r for r in found.a.audit("link_changed") if r["state"] == "down"]
+
+        await found.until(lambda: fallen_links() != [])
+        fallen = fallen_links()
+        assert [(r["key_source"], r["key_path"]) for r in fallen] == [("skip-gw-a", "path-skip")]
+        assert (fallen[0]["keys_are"], fallen[0]["reason"]) == ("unstated", "kme_unavailable")
         found.providers[0].failing = None
         await found.until(lambda: found.a.said("epoch_committed")[-1]["kinds"] == list(kinds))
         modes = {event["mode"] for event in found.a.said("epoch_committed")}

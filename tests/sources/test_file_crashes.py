@@ -6,6 +6,8 @@ and keeps what was done. A power cut also undoes what no sync has made durable, 
 
 import itertools
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -213,3 +215,36 @@ def test_a_disk_that_cannot_sync_gives_no_key(tmp_path, monkeypatch):
             FileSource("pad", directory)._take_next(3, 256)
     # They are spent all the same.
     assert len(FileSource("pad", directory)._take_next(3, 256)) == 1
+
+
+TAKER = """
+import sys
+from pathlib import Path
+from qproxy.sources.file import FileSource
+source = FileSource("pad", Path(sys.argv[1]))
+while True:
+    for key in source._take_next(2, 256):
+        sys.stdout.write(key.key_id + " " + key.key.hex() + "\\n")
+        sys.stdout.flush()
+"""
+
+
+@pytest.mark.slow
+def test_a_program_killed_again_and_again_never_takes_a_key_twice(tmp_path):
+    directory = tmp_path / "a"
+    make_key_directories(directory, tmp_path / "b", number=3000)
+    everything = {path.stem: path.read_bytes().hex() for path in (directory / "master").iterdir()}
+    taken = []
+    for number in range(25):
+        with subprocess.Popen(
+            [sys.executable, "-c", TAKER, directory], stdout=subprocess.PIPE, text=True
+        ) as program:
+            # Each at another moment of its work: after so many keys, whatever it does just then.
+            for _ in range(5 + 3 * number % 17):
+                taken.append(program.stdout.readline())
+            program.kill()
+            taken += program.stdout.readlines()
+    found = dict(line.split() for line in taken if line.endswith("\n"))
+    assert len(found) == len([line for line in taken if line.endswith("\n")]) > 25 * 5
+    assert all(everything[key_id] == key for key_id, key in found.items())
+    assert not {path.stem for path in (directory / "master").iterdir()} & found.keys()

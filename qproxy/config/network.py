@@ -132,6 +132,7 @@ class RouteConfig:
         policy: What happens when the preferred path makes no key.
         saes: SAEs whose keys take this route; none means every pair of the two KMEs that no
             other route names.
+        disjoint_from: Another route with which it must share no span and no relay, or None.
     """
 
     name: str
@@ -139,6 +140,12 @@ class RouteConfig:
     paths: tuple[tuple[str, ...], ...] = ()
     policy: RoutePolicy = RoutePolicy.FAILOVER
     saes: tuple[str, ...] = ()
+    disjoint_from: str | None = None
+
+    @property
+    def max_paths(self) -> int:
+        """How many of its paths may ever be used."""
+        return 1 if self.policy is RoutePolicy.PINNED else MAX_PATHS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from qproxy.config.network import (
 from qproxy.config.walk import KeyPath, Report, Walk, did_you_mean
 from qproxy.sim.events import Drain, Restore, TimedEvent
 from qproxy.sim.physics.satellite import Orbit
-from qproxy.sim.routing import nodes_along, shortest_path
+from qproxy.sim.routing import choose_paths, nodes_along, shortest_path
 
 #: What the one span and the one route of a plain `link` are called.
 LINK_NAME = "link"
@@ -96,6 +96,8 @@ def check_network(
             )
         named.setdefault(key, name)
         _check_paths(network, route, path, walk)
+    if not walk.errors:  # only paths that are paths can be compared
+        _check_disjoint(network, walk)
 
 
 def check_timetable(
@@ -189,6 +191,31 @@ def _check_paths(network: NetworkConfig, route: RouteConfig, path: KeyPath, walk
                 f"expected spans that lead from {start} to {goal} over relays, got {fault}",
                 "each span begins where the one before it ends",
             )
+
+
+def _check_disjoint(network: NetworkConfig, walk: Walk) -> None:
+    parts = {name: _parts_of(network, route) for name, route in network.routes.items()}
+    for name, route in network.routes.items():
+        other = route.disjoint_from
+        shared = parts[name] & parts.get(other or "", set())
+        if other == name or shared:
+            got = "itself" if other == name else f"{shown(min(shared))} in both"
+            walk.report(
+                (*_NETWORK, "routes", name, "disjoint_from"),
+                f"expected a route that shares no span and no relay, got {got}",
+                "give both routes paths, or policy pinned",
+            )
+
+
+def _parts_of(network: NetworkConfig, route: RouteConfig) -> set[str]:
+    """Every span and relay that a route may ever use, told apart by what they are."""
+    ends = {name: span.between for name, span in network.spans.items()}
+    start, goal = route.between
+    parts: set[str] = set()
+    for path in choose_paths(ends, start, goal, network.relays, route.paths, route.max_paths):
+        nodes = nodes_along(path, ends, start) or []
+        parts |= {f"span {span}" for span in path} | {f"relay {node}" for node in nodes[1:-1]}
+    return parts
 
 
 def _fault_of(nodes: list[str] | None, goal: str, relays: Collection[str]) -> str | None:

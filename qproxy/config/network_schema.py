@@ -170,6 +170,7 @@ _ROUTE = Section(
             "a list of different SAEs from kme_sim.saes",
             100,
         ),
+        "disjoint_from": Reference(("kme_sim", "network", "routes"), _NAME),
     },
     check=checks.check_route,
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from qproxy.config.network import MAX_PATHS, RouteConfig, RoutePolicy
+from qproxy.config.network import RouteConfig
 from qproxy.sim.relay import Hop, Relay, Tap, carry
-from qproxy.sim.routing import disjoint_paths, nodes_along
+from qproxy.sim.routing import choose_paths, nodes_along
 from qproxy.sim.span import LinkState, NotEnoughKeys, SimulatedSpan
 
 _WORST_LAST = list(LinkState)
@@ -98,9 +98,9 @@ class Route:
         self._tap = tap
         ends = {name: span.config.between for name, span in spans.items()}
         start, goal = config.between
-        paths = config.paths or disjoint_paths(ends, start, goal, relays, MAX_PATHS)
+        paths = choose_paths(ends, start, goal, relays, config.paths, config.max_paths)
         self._paths: list[_Path] = []
-        for path in paths[: 1 if config.policy is RoutePolicy.PINNED else MAX_PATHS]:
+        for path in paths:
             nodes = nodes_along(path, ends, start)
             if nodes is None or nodes[-1] != goal:
                 raise ValueError(f"expected spans that lead from {start} to {goal}")

@@ -76,6 +76,18 @@ def disjoint_paths(
     return paths
 
 
+def choose_paths(
+    ends: Ends,
+    start: str,
+    goal: str,
+    transit: Collection[str],
+    given: Sequence[tuple[str, ...]],
+    maximum: int,
+) -> list[tuple[str, ...]]:
+    """The paths of a route: the first of those given, or else those that are found."""
+    return list(given[:maximum]) or disjoint_paths(ends, start, goal, transit, maximum)
+
+
 def _walk_back(came_by: Mapping[str, tuple[str, str]], start: str, goal: str) -> list[str]:
     path: list[str] = []
     node = goal

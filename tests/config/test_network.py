@@ -175,6 +175,35 @@ def test_a_path_goes_through_relays_only(tmp_path):
     )
 
 
+def with_other(line):
+    old = "      other: {between: [kme-b, kme-a], saes: [gw-a, gw-b]}\n"
+    assert old in NETWORK
+    return KMES + NETWORK.replace(old, f"      other: {line}\n")
+
+
+def test_routes_that_must_be_disjoint_and_are(tmp_path):
+    """The other one is pinned to its first path, so that its second does not count."""
+    text = with_other(
+        "{between: [kme-b, kme-a], saes: [gw-a, gw-b], paths: [[back, sky]], disjoint_from: main}"
+    )
+    assert load(tmp_path, text).network.routes["other"].disjoint_from == "main"
+
+
+@pytest.mark.parametrize(
+    ("line", "got"),
+    [
+        ("{between: [kme-b, kme-a], saes: [gw-a, gw-b], paths: [[two, one]], "
+         "disjoint_from: main}", "'relay r1' in both"),
+        ("{between: [kme-b, kme-a], saes: [gw-a, gw-b], disjoint_from: main}", "in both"),
+        ("{between: [kme-b, kme-a], saes: [gw-a, gw-b], disjoint_from: other}", "itself"),
+    ],
+)  # fmt: skip
+def test_routes_that_must_be_disjoint_and_are_not(tmp_path, line, got):
+    error = fault(tmp_path, with_other(line))
+    assert error.key == f"{N}.routes.other.disjoint_from"
+    assert got in error.message
+
+
 def test_link_and_network_exclude_each_other(tmp_path):
     error = fault(tmp_path, KMES + NETWORK + "  link: {qber: 0.02}\n")
     assert (error.key, error.message) == (N, "expected either link or network, got both")

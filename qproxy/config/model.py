@@ -469,7 +469,7 @@ class SkipSourceConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSourceConfig:
-    """A directory of keys written ahead on both sides, for trials.
+    """A pre-shared pad: a directory of keys written ahead on both sides.
 
     Attributes:
         name: Its key in `key_sources`.

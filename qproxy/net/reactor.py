@@ -41,8 +41,10 @@ from qproxy.net.busy_poll import BusyPoll
 READABLE = select.EPOLLIN
 #: There is room to send again.
 WRITABLE = select.EPOLLOUT
-#: The far end has ended its direction, or the connection is broken: reading finds out which.
-HANGUP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+#: The far end has ended its direction, the connection is broken, or urgent data lies in it, beyond
+#: which one read does not go: reading finds out which. From here on there may be more although a
+#: read brought less than was asked for.
+HANGUP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
 #: The connection is broken.
 BROKEN = select.EPOLLERR
 
@@ -52,7 +54,7 @@ MAX_EVENTS = 256
 #: Timers are looked at no more often than this, in seconds.
 TIMER_GRAIN_S = 0.05
 
-_EDGES = READABLE | WRITABLE | select.EPOLLRDHUP | select.EPOLLET
+_EDGES = READABLE | WRITABLE | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 
 OnReady = Callable[[int], None]
 
@@ -96,6 +98,9 @@ class Reactor:
         self._poll = partial(self._epoll.poll, maxevents=MAX_EVENTS)
         self._busy_poll = BusyPoll(self._poll)
         self._ready: dict[int, OnReady] = {}
+        #: Descriptors forgotten in this turn. One may stand for another socket by now, and what
+        #: this turn's changes say of it is not about that.
+        self._forgotten: set[int] = set()
         self._soon: list[Callable[[], None]] = []
         self._at_end: list[Callable[[], None]] = []
         self._timers: list[tuple[float, int, Timer]] = []
@@ -148,6 +153,8 @@ class Reactor:
         """Watch a socket no more: before it is closed. Idempotent."""
         number = sock.fileno()
         if self._ready.pop(number, None) is not None:
+            if self.turning:
+                self._forgotten.add(number)
             with contextlib.suppress(OSError):
                 self._epoll.unregister(number)
 
@@ -162,7 +169,7 @@ class Reactor:
             self._wake()
 
     def at_end(self, action: Callable[[], None]) -> None:
-        """Call this at the end of the turn in progress, or of the next."""
+        """Call this at the end of the turn in progress, or of the next where that end has come."""
         self._at_end.append(action)
         if self._wake is not None and not self.turning:
             self._wake()
@@ -189,10 +196,10 @@ class Reactor:
         self.turns += 1
         self.now = trio.current_time()
         self.turning = True
-        ready = self._ready
+        ready, forgotten = self._ready, self._forgotten
         for number, change in changes:
             on_ready = ready.get(number)
-            if on_ready is not None:
+            if on_ready is not None and number not in forgotten:
                 try:
                     on_ready(change)
                 except Exception as error:  # a fault of ours costs what it was about, not the rest
@@ -201,11 +208,12 @@ class Reactor:
             actions, self._soon = self._soon, []
             for action in actions:
                 self._call(action)
-        while self._at_end:
+        if self._at_end:
             actions, self._at_end = self._at_end, []
             for action in actions:
                 self._call(action)
         self.turning = False
+        forgotten.clear()
 
     async def keep_time(self) -> None:
         """Call timers when they are due: a task of trio's, whose clock they go by."""

@@ -249,7 +249,9 @@ class Tunnel:
                     return
         finally:
             self._flushing = False
-        self._flush_at_end()
+        # Even where no turn is in progress: the others have theirs first.
+        self._flush_due = True
+        self._reactor.at_end(self._flush_due_now)
 
     def end(self, reason: Reason) -> None:
         """Send the authenticated END and let the tunnel run out."""

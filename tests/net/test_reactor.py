@@ -192,3 +192,50 @@ def test_another_run_has_another_one() -> None:
         return current_reactor()
 
     assert trio.run(mine) is not trio.run(mine)
+
+
+async def test_a_change_of_a_socket_that_is_gone_is_not_told_of_the_next_with_its_number(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    near, far = pair
+    reactor = current_reactor()
+    gone, gone_far = socket.socketpair()
+    gone.setblocking(False)
+    number = gone.fileno()
+    seen = Seen()
+    opened: list[socket.socket] = []
+
+    def replace(change: int) -> None:
+        if change & READABLE:
+            reactor.forget(gone)
+            gone.close()
+            opened.extend(socket.socketpair())
+            opened[0].setblocking(False)
+            reactor.watch(opened[0], seen)
+
+    reactor.watch(near, replace)
+    reactor.watch(gone, lambda _change: None)
+    await settle()
+    far.send(b"x")
+    gone_far.close()
+    await settle()
+    assert opened[0].fileno() == number
+    assert seen.changes == [WRITABLE]
+    reactor.forget(near)
+    reactor.forget(opened[0])
+    for sock in opened:
+        sock.close()
+
+
+async def test_what_asks_for_the_end_of_a_turn_again_and_again_keeps_nobody_waiting() -> None:
+    reactor = current_reactor()
+    turns: list[int] = []
+
+    def again() -> None:
+        turns.append(reactor.turns)
+        if len(turns) < 10:
+            reactor.at_end(again)
+
+    reactor.at_end(again)
+    await settle()
+    assert len(set(turns)) == 10

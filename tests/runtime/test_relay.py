@@ -639,6 +639,25 @@ async def test_streams_that_found_no_room_read_in_the_order_the_core_names() -> 
         assert read == [5, 1, 3]
 
 
+async def test_a_tunnel_that_always_finds_more_to_send_lets_others_have_their_turns() -> None:
+    class Endless(CoreWithTurns):
+        output_pending = 1
+        asked = 0
+
+        def data_to_send(self) -> memoryview:
+            self.asked += 1
+            return memoryview(b"")
+
+    core = Endless()
+    tunnel = bare_tunnel()
+    tunnel.connection = cast(Any, core)
+    tunnel._reactor = current_reactor()
+    tunnel._flush_due = tunnel._write_blocked = tunnel._flushing = False
+    tunnel.flush()
+    assert core.asked == tunnel_module.TURNS
+    tunnel._write_blocked = True  # and the flush that is due finds the socket full
+
+
 async def test_credit_for_one_stream_wakes_it_and_credit_for_the_tunnel_wakes_all() -> None:
     async with rig() as one, rig() as other:
         tunnel = bare_tunnel()

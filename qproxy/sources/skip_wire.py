@@ -27,7 +27,10 @@ DEFAULT_KEY_SIZE_BITS = 256
 MAX_SYSTEM_ID_CHARS = 255
 #: Most remote systems of one key provider; one entry may stand for many.
 MAX_REMOTE_SYSTEMS = 1024
+#: Most patterns among them that are heeded: each takes a while to compile, and may be new each time.
+MAX_PATTERNS = 64
 
+_GLOB = re.compile(r"[*?\[]")
 _HEX = re.compile(r"(?:[0-9A-Fa-f]{2})+")
 
 
@@ -51,7 +54,10 @@ class Capabilities:
 
     def serves(self, remote_system_id: str) -> bool:
         """Whether it says that it shares keys with that provider. Source: §4.1.2, table 5."""
-        return any(_matches(entry, remote_system_id) for entry in self.remote_system_ids)
+        if remote_system_id in self.remote_system_ids:
+            return True
+        patterns = [entry for entry in self.remote_system_ids if _GLOB.search(entry)]
+        return any(_matches(entry, remote_system_id) for entry in patterns[:MAX_PATTERNS])
 
 
 @dataclass(slots=True, eq=False)
@@ -150,7 +156,7 @@ def _text(value: object, name: str, where: str, *, minimum: int = 1) -> str:
 
 
 def _matches(entry: str, system_id: str) -> bool:
-    return entry == system_id or re.fullmatch(fnmatch.translate(entry), system_id) is not None
+    return re.fullmatch(fnmatch.translate(entry), system_id) is not None
 
 
 def _fail(where: str, problem: str) -> NoReturn:

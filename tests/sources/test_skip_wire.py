@@ -6,6 +6,7 @@ import pytest
 
 from qproxy.errors import KeySourceError, Reason
 from qproxy.sources.skip_wire import (
+    MAX_PATTERNS,
     Capabilities,
     capabilities_url,
     decode_capabilities,
@@ -165,3 +166,11 @@ def test_a_hostile_pattern_takes_no_time():
     # Backtracking on this would outlive any test run.
     capabilities = decode_capabilities(encoded(CAPABILITIES | {"remoteSystemID": ["*a" * 127]}))
     assert not capabilities.serves("a" * 250 + "b")
+
+
+def test_patterns_beyond_a_limit_are_not_heeded_and_names_are():
+    entries = [f"KP_{number}_*" for number in range(MAX_PATTERNS + 1)] + ["Bob"]
+    capabilities = decode_capabilities(encoded(CAPABILITIES | {"remoteSystemID": entries}))
+    assert capabilities.serves(f"KP_{MAX_PATTERNS - 1}_x")
+    assert not capabilities.serves(f"KP_{MAX_PATTERNS}_x")
+    assert capabilities.serves("Bob")

@@ -298,8 +298,9 @@ class KeyPath:
 
     def _refusal_ahead(self, key: OfferedKey, now: float) -> Reason | None:
         """Why an announced key is not fetched, or None."""
-        if self._workers > 1:
-            # The tunnel whose OFFER names it may be in another worker, which could not have it.
+        if self._workers > 1 or self.kind == SourceKind.FILE:
+            # The tunnel whose OFFER names it may be in another worker, which could not have it;
+            # and a key of a pad would be gone, were it never offered.
             return Reason.LIMIT_REACHED
         if key.size_bytes * 8 != self._config.qkd_key_size_bits:
             return Reason.KEY_INVALID

@@ -27,7 +27,7 @@ DEFAULT_KEY_SIZE_BITS = 256
 MAX_SYSTEM_ID_CHARS = 255
 #: Most remote systems of one key provider; one entry may stand for many.
 MAX_REMOTE_SYSTEMS = 1024
-#: Most patterns among them that are heeded: each takes a while to compile, and may be new each time.
+#: Most patterns among them that are heeded: each takes a while, and may be a new one each time.
 MAX_PATTERNS = 64
 
 _GLOB = re.compile(r"[*?\[]")

@@ -169,6 +169,8 @@ class Acceptor:
         self._listener = listener
         self._on_accepted = on_accepted
         self._paused = False
+        self._resting = False
+        self._scheduled = False
         self._closed = False
         self._reactor = current_reactor()
         self._reactor.watch(listener, self._on_ready)
@@ -181,7 +183,7 @@ class Acceptor:
         """Accept again."""
         if self._paused:
             self._paused = False
-            self._reactor.soon(self._accept)
+            self._accept_soon()
 
     def close(self) -> None:
         """Accept no more. Idempotent."""
@@ -190,11 +192,22 @@ class Acceptor:
             self._reactor.forget(self._listener)
 
     def _on_ready(self, _change: int) -> None:
-        self._accept()
+        if not self._scheduled:
+            self._accept()
+
+    def _accept_soon(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._reactor.soon(self._accept)
+
+    def _rested(self) -> None:
+        self._resting = False
+        self._accept_soon()
 
     def _accept(self) -> None:
+        self._scheduled = False
         for _ in range(ACCEPTS_IN_A_ROW):
-            if self._paused or self._closed:
+            if self._paused or self._resting or self._closed:
                 return
             try:
                 sock, address = self._listener.accept()
@@ -202,15 +215,15 @@ class Acceptor:
                 return
             except OSError as error:
                 if error.errno in _EXHAUSTED:
-                    self._paused = True
-                    self._reactor.call_later(_EXHAUSTED_REST_S, self.resume)
+                    self._resting = True
+                    self._reactor.call_later(_EXHAUSTED_REST_S, self._rested)
                     return
                 if error.errno not in _STILLBORN:
                     raise
             else:
                 sock.setblocking(False)
                 self._on_accepted(sock, address)
-        self._reactor.soon(self._accept)
+        self._accept_soon()
 
 
 async def open_connection(address: Address, timeout_s: float) -> socket.socket:
@@ -280,12 +293,17 @@ class Connecting:
             done: called once, possibly before this returns, with the connected socket, which is
                 the callee's, or with the failure.
         """
-        self._sock = socket.socket(family, socket.SOCK_STREAM)
         self._address = address
         self._sockaddr = sockaddr
         self._done = done
         self._watched = False
         self._over = False
+        try:
+            self._sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as error:
+            self._over = True
+            done(_connect_failure(address, error))
+            return
         self._sock.setblocking(False)
         self._try()
 
@@ -302,19 +320,31 @@ class Connecting:
         if failed == errno.EINPROGRESS:
             failed = self._sock.connect_ex(self._sockaddr)
         if failed in (0, errno.EISCONN):
-            self._over = True
+            self._leave()
             self._done(self._sock)
         elif failed != errno.EALREADY:
             self._close()
             self._done(_connect_failure(self._address, OSError(failed, os.strerror(failed))))
         elif not self._watched:
-            self._watched = True
-            current_reactor().watch(self._sock, self._try)
+            self._watch()
 
-    def _close(self) -> None:
+    def _watch(self) -> None:
+        try:
+            current_reactor().watch(self._sock, self._try)
+        except OSError as error:
+            self._close()
+            self._done(_connect_failure(self._address, error))
+        else:
+            self._watched = True
+
+    def _leave(self) -> None:
+        """The socket is somebody else's, who may close it without a word to the reactor."""
         self._over = True
         if self._watched:
             current_reactor().forget(self._sock)
+
+    def _close(self) -> None:
+        self._leave()
         self._sock.close()
 
 
@@ -323,7 +353,7 @@ async def _resolve(address: Address) -> Sequence[_Found]:
         return [(socket.AF_UNIX, address.path)]
     try:
         found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):
         raise ConnectionLost(
             Reason.CONNECT_FAILED, f"the name {address.host!r} cannot be resolved"
         ) from None

@@ -163,7 +163,7 @@ class Reactor:
         self._busy_poll.most_s = most_s
 
     def soon(self, action: Callable[[], None]) -> None:
-        """Call this in the next turn, after the sockets: the others have their turn first."""
+        """Call this after the sockets of the turn in progress, or of the next: others go first."""
         self._soon.append(action)
         if self._wake is not None and not self.turning:
             self._wake()

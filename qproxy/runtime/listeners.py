@@ -117,11 +117,7 @@ class Listener:
             for acceptor in self._acceptors:
                 acceptor.pause()
         arrival = _Arrival(self, sock, text_address(address))
-        try:
-            arrival.begin()
-        except Exception as error:  # a fault of ours costs this connection, never the gateway
-            self._log.unexpected("connection_failed", error)
-            arrival.give_up(Reason.INTERNAL_ERROR)
+        arrival.guarded(arrival.begin)
 
     # For arrivals.
 
@@ -187,9 +183,17 @@ class _Arrival:
             self._listener.log.debug(
                 "client_tls", group=endpoint.group, version=endpoint.tls_version
             )
-            self._find_tunnel()
+            self.guarded(self._find_tunnel)
 
         Handshake(endpoint, self._listener.config.handshake_timeout_s, shaken)
+
+    def guarded(self, step: Callable[[], None]) -> None:
+        """Take a step. A fault of ours costs this connection, never the gateway."""
+        try:
+            step()
+        except Exception as error:
+            self._listener.log.unexpected("connection_failed", error)
+            self.give_up(Reason.INTERNAL_ERROR)
 
     def give_up(self, reason: Reason, **details: object) -> None:
         """No stream for this one: it is reset."""
@@ -211,13 +215,11 @@ class _Arrival:
 
     async def _wait_for_tunnel(self) -> None:
         try:
-            self._open(await self._listener.peer.usable_tunnel(self._listener.policy))
-        except Exception as error:  # a fault of ours costs this connection, never the gateway
-            self._listener.log.unexpected("connection_failed", error)
-            self.give_up(Reason.INTERNAL_ERROR)
+            tunnel = await self._listener.peer.usable_tunnel(self._listener.policy)
         except BaseException:
             self.give_up(Reason.SHUTDOWN)
             raise
+        self.guarded(lambda: self._open(tunnel))
 
     def _open(self, tunnel: Tunnel | None) -> None:
         listener, endpoint = self._listener, self._endpoint
@@ -247,6 +249,8 @@ class _Arrival:
         relay.start(endpoint)
 
     def _on_over(self, relay: Relay) -> None:
+        if self._over:
+            return
         self._over = True
         listener = self._listener
         if relay.failure is not None:

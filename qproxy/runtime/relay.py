@@ -74,6 +74,7 @@ class Relay:
         "_reactor",
         "_readable",
         "_remote_ended",
+        "_reset",
         "_scheduled",
         "_tunnel",
         "active_at",
@@ -116,6 +117,7 @@ class Relay:
         self._readable = False
         self._bulk = False
         self._hung_up = False
+        self._reset = False
         self._scheduled = False
         self._local_ended = False
         self._remote_ended = False
@@ -230,12 +232,13 @@ class Relay:
             if change & ~WRITABLE:
                 if change & HANGUP:
                     self._hung_up = True
-                    if change & BROKEN and (self._local_ended or not self._accepted):
-                        # Nothing is read any more, or yet: nobody else would find out.
-                        raise ConnectionLost(Reason.CONNECTION_RESET, "the connection was reset")
+                    self._reset = self._reset or bool(change & BROKEN)
                 self._readable = True
             if self._readable and not self._over:
                 self._read()
+                if self._reset and not (self._over or self._scheduled):
+                    # Nothing more is read now, so reading does not find out.
+                    raise ConnectionLost(Reason.CONNECTION_RESET, "the connection was reset")
         except (ConnectionLost, LocalProtocolError) as error:
             self._broken(error)
         except Exception as error:  # a fault of ours costs the stream, never its tunnel

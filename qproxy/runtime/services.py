@@ -7,7 +7,8 @@ host name takes a task for each connection, to resolve the name.
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import trio
 from OpenSSL import SSL
@@ -114,11 +115,7 @@ class Services:
         service.connections += 1
         opening = _Opening(self, peer.name, tunnel, event, service, relay)
         relay.on_over = opening.on_over
-        try:
-            opening.begin()
-        except Exception as error:  # a fault of ours costs this stream, never its tunnel
-            self._log.unexpected("stream_failed", error, peer=peer.name, service=event.service)
-            relay.fail(Reason.INTERNAL_ERROR)
+        opening.guarded(opening.begin)
 
     def _refusal(self, peer: PeerConfig, tunnel: Tunnel, service: Service | None) -> Reason | None:
         if service is None:
@@ -188,6 +185,7 @@ class _Opening:
         "_handshake",
         "_peer",
         "_relay",
+        "_resolving",
         "_service",
         "_services",
         "_settled",
@@ -213,6 +211,7 @@ class _Opening:
         self._relay = relay
         self._settled = False
         self._started = False
+        self._resolving: trio.CancelScope | None = None
         self._connecting: Connecting | None = None
         self._handshake: Handshake | None = None
         self._timer: Timer | None = None
@@ -222,28 +221,43 @@ class _Opening:
         config = self._service.config
         found = self._service.literal
         if found is None:
-            self._tunnel.start_task(self._connect_by_name)
+            self._resolving = trio.CancelScope()
+            self._tunnel.start_task(partial(self._connect_by_name, self._resolving))
         else:
             self._connecting = Connecting(config.connect, *found, self._on_connected)
         if not (self._settled or self._started):
             # Most services are connected by now and need no timer.
             self._timer = current_reactor().call_later(config.connect_timeout_s, self._too_late)
 
+    def guarded(self, step: Callable[[], None]) -> None:
+        """Take a step. A fault of ours costs this stream, never its tunnel."""
+        try:
+            step()
+        except Exception as error:
+            self._services.log.unexpected(
+                "stream_failed", error, peer=self._peer, service=self._event.service
+            )
+            self._relay.fail(Reason.INTERNAL_ERROR)
+
     def on_over(self, relay: Relay) -> None:
         """The relay's: nothing more will happen on this stream."""
         self._leave()
         self._services.count_failure(self._peer, self._service, self._event, relay)
 
-    async def _connect_by_name(self) -> None:
+    async def _connect_by_name(self, scope: trio.CancelScope) -> None:
         config = self._service.config
-        try:
-            sock = await open_connection(config.connect, config.connect_timeout_s)
-        except ConnectionLost as error:
-            self._on_connected(error)
-        else:
-            self._on_connected(sock)
+        result: socket.socket | ConnectionLost
+        with scope:
+            try:
+                result = await open_connection(config.connect, config.connect_timeout_s)
+            except ConnectionLost as error:
+                result = error
+            self._on_connected(result)
 
     def _on_connected(self, result: socket.socket | ConnectionLost) -> None:
+        self.guarded(lambda: self._go_on(result))
+
+    def _go_on(self, result: socket.socket | ConnectionLost) -> None:
         if isinstance(result, ConnectionLost):
             self._refuse(result)
             return
@@ -263,7 +277,7 @@ class _Opening:
 
         def shaken(lost: ConnectionLost | None) -> None:
             if lost is None:
-                self._start(endpoint)
+                self.guarded(lambda: self._start(endpoint))
             else:
                 self._refuse(lost)
 
@@ -276,8 +290,12 @@ class _Opening:
         if self._settled or not tunnel.open:
             endpoint.abort()
             return
+        try:
+            tunnel.accept_stream(event.stream_id)
+        except Exception:
+            endpoint.abort()
+            raise
         self._service.opened += 1
-        tunnel.accept_stream(event.stream_id)
         self._services.log.debug(
             "stream_opened",
             peer=self._peer,
@@ -307,6 +325,8 @@ class _Opening:
         self._settled = True
         self._service.connections -= 1
         self._stop_timer()
+        if self._resolving is not None:
+            self._resolving.cancel()
         if self._connecting is not None:
             self._connecting.cancel()
         if self._handshake is not None:

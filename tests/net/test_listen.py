@@ -11,11 +11,21 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from qproxy.address import TcpAddress, UnixAddress
 from qproxy.errors import Reason
 from qproxy.net.endpoint import ConnectionLost
-from qproxy.net.listen import accept, open_connection, open_listeners, reserve_port
+from qproxy.net.listen import (
+    ACCEPTS_IN_A_ROW,
+    Acceptor,
+    Connecting,
+    accept,
+    open_connection,
+    open_listeners,
+    reserve_port,
+)
+from qproxy.net.reactor import current_reactor
 
 
 @pytest.fixture
@@ -282,3 +292,125 @@ def test_a_port_on_which_somebody_listens_cannot_be_reserved(reuse_port):
     (listener,) = open_listeners(TcpAddress("127.0.0.1", 0), reuse_port=reuse_port)
     with listener, pytest.raises(OSError, match="in use"):
         reserve_port(TcpAddress(*listener.getsockname()[:2]))
+
+
+# --- for the reactor -----------------------------------------------------------------------
+
+
+class ExhaustibleListener:
+    """A listener that finds the system out of descriptors while the test says so."""
+
+    def __init__(self, listener):
+        self.exhausted = True
+        self._listener = listener
+
+    def accept(self):
+        if self.exhausted:
+            raise OSError(errno.EMFILE, "as the test wants it")
+        return self._listener.accept()
+
+    def fileno(self):
+        return self._listener.fileno()
+
+
+async def test_a_pause_outlasts_the_rest_after_the_system_ran_out(autojump_clock):
+    (listener,) = open_listeners(TcpAddress("127.0.0.1", 0))
+    exhaustible = ExhaustibleListener(listener)
+    accepted = []
+    acceptor = Acceptor(exhaustible, lambda sock, _address: accepted.append(sock))
+    with listener, socket.create_connection(listener.getsockname()):
+        await trio.testing.wait_all_tasks_blocked()
+        exhaustible.exhausted = False
+        acceptor.pause()
+        await trio.sleep(60)
+        assert accepted == []
+        acceptor.resume()
+        await trio.sleep(60)
+        assert len(accepted) == 1
+        accepted[0].close()
+        acceptor.close()
+
+
+async def test_accepting_goes_on_after_the_system_ran_out(autojump_clock):
+    (listener,) = open_listeners(TcpAddress("127.0.0.1", 0))
+    exhaustible = ExhaustibleListener(listener)
+    accepted = []
+    acceptor = Acceptor(exhaustible, lambda sock, _address: accepted.append(sock))
+    with listener, socket.create_connection(listener.getsockname()):
+        await trio.sleep(60)
+        exhaustible.exhausted = False
+        await trio.sleep(60)
+        assert len(accepted) == 1
+        accepted[0].close()
+        acceptor.close()
+
+
+async def test_a_storm_of_connections_leaves_the_open_ones_their_turns():
+    (listener,) = open_listeners(TcpAddress("127.0.0.1", 0))
+    reactor = current_reactor()
+    per_turn = {}
+    with listener, contextlib.ExitStack() as storm:
+
+        def dial(count):
+            for _ in range(count):
+                storm.enter_context(socket.create_connection(listener.getsockname()))
+
+        def on_accepted(sock, _address):
+            storm.enter_context(sock)
+            per_turn[reactor.turns] = per_turn.get(reactor.turns, 0) + 1
+            if sum(per_turn.values()) < 200:
+                dial(2)
+
+        acceptor = Acceptor(listener, on_accepted)
+        dial(20)
+        with trio.fail_after(20):
+            while sum(per_turn.values()) < 200:
+                await trio.sleep(0.001)
+        acceptor.close()
+    # Once for the change, and once to go on with.
+    assert max(per_turn.values()) <= 2 * ACCEPTS_IN_A_ROW
+
+
+class SlowSocket(socket.socket):
+    """Connects only when it is looked at for the third time."""
+
+    tries = 0
+
+    def connect_ex(self, sockaddr):
+        self.tries += 1
+        if self.tries < 3:
+            return errno.EINPROGRESS if self.tries == 1 else errno.EALREADY
+        self.setblocking(True)
+        answer = super().connect_ex(sockaddr)
+        self.setblocking(False)
+        return answer
+
+
+async def test_the_connected_socket_is_the_callees_alone(monkeypatch):
+    (listener,) = open_listeners(TcpAddress("127.0.0.1", 0))
+    sockaddr = listener.getsockname()
+    results = []
+    with listener:
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "socket", SlowSocket)
+            Connecting(TcpAddress(*sockaddr), socket.AF_INET, sockaddr, results.append)
+        assert results == []
+        assert current_reactor().watched == 1
+        await trio.testing.wait_all_tasks_blocked()
+        (connected,) = results
+        assert connected.getpeername() == sockaddr
+        assert current_reactor().watched == 0
+        connected.close()
+
+
+async def test_running_out_of_descriptors_is_a_failure_to_connect(monkeypatch):
+    def exhausted(*_):
+        raise OSError(errno.EMFILE, "as the test wants it")
+
+    results = []
+    address = TcpAddress("127.0.0.1", 9)
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "socket", exhausted)
+        Connecting(address, socket.AF_INET, ("127.0.0.1", 9), results.append).cancel()
+    (failure,) = results
+    assert failure.reason is Reason.CONNECT_FAILED

@@ -407,6 +407,25 @@ async def test_a_fault_of_ours_at_an_endpoint_costs_its_stream_and_not_the_tunne
         assert it.endpoint.aborted
 
 
+async def test_an_rst_is_noticed_though_there_is_no_room_to_read_for() -> None:
+    async with rig() as it:
+        it.tunnel.credit = 0
+        it.endpoint.app_sends(b"more")
+        it.endpoint.breaks(ConnectionLost(Reason.CONNECTION_RESET, "RST"))
+        await it.done.wait()
+        assert it.tunnel.resets == [Reason.CONNECTION_RESET]
+        assert it.endpoint.aborted
+
+
+async def test_what_came_before_an_rst_is_read_where_there_is_room_for_it() -> None:
+    async with rig() as it:
+        it.endpoint.arriving += [b"abc", b"def"]
+        it.endpoint.app_sends(b"g")
+        it.endpoint.breaks(ConnectionLost(Reason.CONNECTION_RESET, "RST"))
+        await it.done.wait()
+        assert it.tunnel.sent[0] == b"abc"
+
+
 async def test_the_far_sides_rst_resets_the_application_and_is_not_sent_back() -> None:
     async with rig() as it:
         it.relay.on_reset(Reason.CONNECTION_RESET)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import cast
 
+import pytest
 import trio
 import trio.testing
 
@@ -48,6 +49,9 @@ class FakeTunnel:
 
     def reset(self, stream_id: int, reason: Reason) -> None:
         pass
+
+    def start_task(self, task: Callable[[], Awaitable[None]]) -> None:
+        trio.lowlevel.spawn_system_task(task)
 
     def tell_core(self, action: Callable[[Connection, float], None]) -> None:
         action(cast("Connection", self), trio.current_time())
@@ -111,3 +115,52 @@ async def test_a_stream_reset_while_its_service_is_connected_to_leaves_nothing_b
     assert services.configured["web"].connections == 0
     await trio.sleep(60)
     assert (1, Reason.CONNECT_TIMEOUT) not in tunnel.refused
+
+
+async def test_a_stream_reset_while_its_services_name_is_resolved_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolving: list[str] = []
+
+    async def never(address: TcpAddress, _timeout_s: float) -> None:
+        resolving.append(address.host)
+        try:
+            await trio.sleep_forever()
+        finally:
+            resolving.remove(address.host)
+
+    monkeypatch.setattr("qproxy.runtime.services.open_connection", never)
+    config = ServiceConfig(name="web", connect=TcpAddress("web.test", 80))
+    services = Services({"web": config}, get_logger("qproxy.test"))
+    tunnel = FakeTunnel()
+    services.answer(PEER, cast("Tunnel", tunnel), StreamRequested(1, "web", "", ""))
+    await trio.testing.wait_all_tasks_blocked()
+    assert resolving == ["web.test"]
+    tunnel.relays[1].on_reset(Reason.CONNECTION_RESET)
+    await trio.testing.wait_all_tasks_blocked()
+    assert resolving == []
+    assert services.configured["web"].connections == 0
+
+
+async def test_a_fault_after_a_services_name_was_resolved_costs_the_stream_and_not_the_tunnel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (listener,) = open_listeners(TcpAddress("127.0.0.1", 0))
+    connect = TcpAddress("localhost", listener.getsockname()[1])
+    services = Services(
+        {"web": ServiceConfig(name="web", connect=connect)}, get_logger("qproxy.test")
+    )
+    tunnel = FakeTunnel()
+
+    def broken(_stream_id: int) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(tunnel, "accept_stream", broken)
+    with listener:
+        services.answer(PEER, cast("Tunnel", tunnel), StreamRequested(1, "web", "", ""))
+        relay = tunnel.relays[1]
+        with trio.fail_after(10):
+            while not relay.over:
+                await trio.sleep(0.001)
+    assert relay.failure is Reason.INTERNAL_ERROR
+    assert services.configured["web"].connections == 0

@@ -156,7 +156,10 @@ class FileSource:
         self._count = len(names)
         self._size = self._size_bits(self._half, names)
         self._counted_at = time.monotonic()
-        for path in (self._directory / _CLAIMED).iterdir():
+        claimed = self._directory / _CLAIMED
+        with _still_there(), _disk_errors(claimed / "x"):
+            left = list(claimed.iterdir())
+        for path in left:
             with contextlib.suppress(OSError):
                 if path.suffix == _SUFFIX and time.time() - path.lstat().st_ctime > STALE_CLAIM_S:
                     _wipe_file(path)

@@ -338,3 +338,11 @@ def test_impossible_directories_are_refused(tmp_path, number, size_bits):
     with pytest.raises(ValueError, match="expected"):
         make_key_directories(tmp_path / "a", tmp_path / "b", number=number, size_bits=size_bits)
     assert not (tmp_path / "a").exists()
+
+
+async def test_a_disk_that_fails_under_status_is_an_error_like_any_other(sites, monkeypatch):
+    def broken(_path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", broken)
+    assert await refused(sites[0].status()) is Reason.KME_UNAVAILABLE

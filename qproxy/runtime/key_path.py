@@ -40,15 +40,18 @@ _OUT_OF_STEP = frozenset({Reason.KEY_NOT_FOUND, Reason.KEY_MISMATCH, Reason.KEY_
 
 
 def _stock_settings(config: PeerConfig, workers: int, kind: str) -> StockSettings:
-    """The configured bounds, or more where the tunnels of a pool use more between two draws."""
+    """The configured bounds, or more where the tunnels of a pool use more between two draws.
+
+    A KME need not keep its copy for ever, but what ages here, or is here at the end, is gone from a
+    pad. So few of a pad's keys are drawn ahead, and they wait as long as it takes.
+    """
     kept = config.key_stock
     round_of_rekeys = config.tunnels * config.qkd_keys_per_epoch
+    pad = kind == SourceKind.FILE
     return StockSettings(
-        low_water=min(MAX_STOCK_KEYS, max(kept.low_water, 2 * round_of_rekeys)),
-        high_water=min(MAX_STOCK_KEYS, max(kept.high_water, 4 * round_of_rekeys)),
-        # A KME need not keep its copy for ever. A pad's copy waits as long as it takes, and what
-        # ages here is gone from it.
-        max_age_s=MAX_PAD_KEY_AGE_S if kind == SourceKind.FILE else kept.max_age_s,
+        low_water=min(MAX_STOCK_KEYS, max(0 if pad else kept.low_water, 2 * round_of_rekeys)),
+        high_water=min(MAX_STOCK_KEYS, max(0 if pad else kept.high_water, 4 * round_of_rekeys)),
+        max_age_s=MAX_PAD_KEY_AGE_S if pad else kept.max_age_s,
         min_rate_keys_per_s=StockSettings().min_rate_keys_per_s / workers,
     )
 

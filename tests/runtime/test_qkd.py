@@ -278,11 +278,11 @@ async def test_keys_of_a_pad_are_not_wasted(autojump_clock: trio.testing.MockClo
     )
 
     async def action() -> None:
-        await until(lambda: quantum.paths[0].stock.available == 32)
+        await until(lambda: quantum.paths[0].stock.available == 4)
         assert quantum.keys_to_announce() == ()
         await trio.sleep(3600)
         assert quantum.paths[0].stock.counters.aged_out == 0
-        assert len(source.given) == 32
+        assert len(source.given) == 4
         # Whatever a peer announces.
         report = await quantum.redeem_ahead((OfferedKey("file", 32, "key-1000"),))
         assert report.results == (("key-1000", Reason.LIMIT_REACHED),)

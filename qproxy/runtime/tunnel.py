@@ -397,8 +397,10 @@ class Tunnel:
 
     def _on_event(self, event: Event) -> None:
         match event:
-            case StreamRequested():
-                self._owner.on_stream_requested(self, event)
+            case StreamRequested(stream_id):
+                # Where its reset has come with it, there is nothing to answer any more.
+                if self.connection.session.streams.get(stream_id) is not None:
+                    self._owner.on_stream_requested(self, event)
             case StreamAccepted(stream_id):
                 if relay := self.relays.get(stream_id):
                     relay.on_accepted()

@@ -20,6 +20,9 @@ from qproxy.runtime.services import Services
 from qproxy.runtime.tunnel import Tunnel
 from qproxy.tunnel.connection import Connection
 from qproxy.tunnel.events import StreamRequested
+from tests.runtime.test_hot_path import clock, settle, tunnels
+
+__all__ = ["clock"]
 
 PEER = PeerConfig(name="gw-a", local_sae_id="gw-b", peer_sae_id="gw-a")
 
@@ -164,3 +167,34 @@ async def test_a_fault_after_a_services_name_was_resolved_costs_the_stream_and_n
                 await trio.sleep(0.001)
     assert relay.failure is Reason.INTERNAL_ERROR
     assert services.configured["web"].connections == 0
+
+
+@pytest.mark.parametrize("service", ["unknown", "refusing", "web", "named"])
+async def test_a_request_whose_reset_came_with_it_is_nothing_to_answer(
+    service: str, clock: trio.testing.MockClock
+) -> None:
+    (listener,) = open_listeners(TcpAddress("127.0.0.1", 0))
+    (gone,) = open_listeners(TcpAddress("127.0.0.1", 0))
+    web, nobody = (TcpAddress(*sock.getsockname()) for sock in (listener, gone))
+    gone.close()
+    addresses = {"web": web, "refusing": nobody, "named": TcpAddress("localhost", web.port)}
+    services = Services(
+        {name: ServiceConfig(name=name, connect=connect) for name, connect in addresses.items()},
+        get_logger("qproxy.test"),
+    )
+    with listener:
+        async with tunnels(lambda tunnel, event: services.answer(PEER, tunnel, event)) as (
+            near,
+            far,
+        ):
+            now = trio.current_time()
+            stream_id = near.connection.open_stream(service, now=now)
+            near.connection.reset_stream(stream_id, Reason.CONNECTION_RESET, now)
+            near.flush()
+            await settle()
+            assert far.open
+            assert far.relays == {}
+    assert services.refused_unknown.counts == {}
+    for configured in services.configured.values():
+        assert (configured.connections, configured.opened) == (0, 0)
+        assert configured.failed.counts == {}

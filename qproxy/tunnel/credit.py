@@ -25,7 +25,7 @@ from qproxy.tunnel.trials import REVIEW_S, Trials
 ASSUMED_ROUND_TRIP_S = 0.1
 #: Windows are sized for round trips no shorter than this, in seconds. What waits for a busy reader
 #: is up to four times what it reads in this time, and small messages wait behind it.
-MIN_ROUND_TRIP_S = 0.0005
+MIN_ROUND_TRIP_S = 0.0007
 #: A window of which more than this share is taken within a round trip is too small.
 FULL_SHARE = 0.45
 #: What a window that is too small grows to, in multiples of what was taken in a round trip. So it

@@ -89,9 +89,7 @@ class Listener:
 
     def close(self) -> None:
         """Take no more connections; those accepted go on."""
-        for acceptor in self._acceptors:
-            acceptor.close()
-        self._acceptors = []
+        self._stop_accepting()
         for sock in self.sockets:
             sock.close()
         if self.sockets and self._owns_path and isinstance(self.config.listen, UnixAddress):
@@ -99,12 +97,20 @@ class Listener:
                 Path(self.config.listen.path).unlink()
         self.sockets = []
 
+    def _stop_accepting(self) -> None:
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._acceptors = []
+
     async def run(self) -> None:
         """Accept until closed or cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._acceptors = [Acceptor(sock, self._on_accepted) for sock in self.sockets]
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._stop_accepting()
 
     def _on_accepted(self, sock: socket.socket, address: object) -> None:
         self.counters.accepted += 1

@@ -137,11 +137,6 @@ class Relay:
         """Nothing more will happen: the endpoint, if there was one, is closed."""
         return self._over
 
-    @property
-    def waiting(self) -> bool:
-        """The application has sent what there is no room for."""
-        return self._readable and not self._over
-
     def start(self, endpoint: Endpoint) -> None:
         """Carry bytes from here on. Owns the endpoint and closes it."""
         if self._over:

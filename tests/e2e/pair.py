@@ -86,7 +86,7 @@ class KmePair:
                 "link": dict(link or {}),
                 "control": {"listen": "127.0.0.1:0"},
             },
-            "log": {"format": "json"},
+            "log": {"format": "json", "level": "debug"},
         }
         path = directory / "kme-sim.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False))

@@ -51,7 +51,7 @@ class TunnelClient:
                 peer_name="gw-b",
                 local_sae_id="gw-a",
                 peer_sae_id="gw-b",
-                key_source="etsi-qkd-014",
+                key_sources=("etsi-qkd-014",),
             ),
             tls_context=tunnel_tls(pki.identity(pki.authority(), "gw-a")),
             kem=load_kem_provider(KemProviderChoice.AUTO),

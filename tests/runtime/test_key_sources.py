@@ -302,6 +302,7 @@ async def test_every_key_is_called_what_it_is_everywhere(
             assert claims(" ".join(said)) == []
 
 
+@pytest.mark.slow
 async def test_combined_sources_survive_the_loss_of_all_but_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

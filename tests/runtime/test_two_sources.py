@@ -189,6 +189,7 @@ async def test_a_scarce_source_comes_and_goes_and_slows_nothing_down() -> None:
         assert not pair.failures
 
 
+@pytest.mark.slow
 async def test_trials_of_a_broken_source_do_not_use_up_the_other() -> None:
     """Its counterpart cannot redeem: what is tried is that path alone."""
     async with gateway_pair(paths=PATHS, rekey_interval_s=60.0) as pair:

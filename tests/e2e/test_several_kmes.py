@@ -73,7 +73,7 @@ def hybrid_epochs(pair: GatewayPair, after: int, number: int) -> None:
 
 
 @pytest.mark.parametrize("action", ["kill", pytest.param("unavailable", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("dies", ["kme-a", "kme-b"])
+@pytest.mark.parametrize("dies", ["kme-a", pytest.param("kme-b", marks=pytest.mark.slow)])
 def test_a_kme_dies_and_the_other_takes_over_until_it_is_back(
     pair: GatewayPair, kmes: dict[str, KmePair], backend: Backend, dies: str, action: str
 ) -> None:

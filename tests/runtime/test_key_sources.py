@@ -226,6 +226,7 @@ async def test_two_gateways_with_skip_on_both_sides_are_hybrid(
         assert {method for method, _ in alice.asked + bob.asked} == {"GET"}
 
 
+@pytest.mark.slow
 async def test_a_lost_skip_provider_means_classical_only_and_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -143,6 +143,7 @@ async def test_where_both_are_insisted_on_losing_one_is_down() -> None:
         await until_sources(pair, BOTH)
 
 
+@pytest.mark.slow
 async def test_the_dialled_end_may_insist_on_more_than_the_other() -> None:
     async with two_sources(at_least=(1, 2)) as pair:
         await until_sources(pair, BOTH)

@@ -280,8 +280,8 @@ async def test_the_same_where_trio_has_the_thread() -> None:
     await storm(2, 60, tls=False, tunnels=2)
 
 
-# Beside other load, one case in ten has left a socket to the garbage collector, which closed it; whose
-# it was has not been found. The storms of the default run allow none.
+# Beside other load, one case in ten has left a socket to the garbage collector, which closed it;
+# whose it was has not been found. The storms of the default run allow none.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("tls", [False, True])

@@ -350,21 +350,22 @@ class QuantumSide:
         """
         if not self.paths:
             return Reason.NO_KEY_SOURCE
-        wanted: dict[str, list[str]] = {}
+        wanted: dict[KeyPath, list[str]] = {}
         for key in keys:
-            if key.source not in self._by_label:
+            path = self._by_label.get(key.source)
+            if path is None:
                 return Reason.NO_KEY_SOURCE
-            wanted.setdefault(key.source, []).append(key.key_id)
+            wanted.setdefault(path, []).append(key.key_id)
         if any(8 * key.size_bytes != self.config.qkd_key_size_bits for key in keys):
             return Reason.KEY_INVALID
         # Every ID is claimed, also after one was refused: an ID in an OFFER is burnt (rule R5).
-        claims = [self._by_label[label].claim(ids) for label, ids in wanted.items()]
+        claims = [path.claim(key_ids) for path, key_ids in wanted.items()]
         if not all(claims):
             return Reason.KEY_SPENT
         if len(wanted) < self.config.combine_at_least:
             return Reason.TOO_FEW_SOURCES
-        for label in wanted:
-            refusal = self._refusal(self._by_label[label], peer_policy)
+        for path in wanted:
+            refusal = self._refusal(path, peer_policy)
             if refusal is not None:
                 return refusal
         return await self._redeem_all(keys, wanted)
@@ -372,22 +373,22 @@ class QuantumSide:
     async def redeem_ahead(self, keys: tuple[OfferedKey, ...]) -> KeyReport:
         """The server's side of an ANNOUNCE: fetch what there is room for, and say what is held."""
         results: dict[tuple[str, str], Reason | None] = {}
-        wanted: dict[str, list[OfferedKey]] = {}
+        wanted: dict[KeyPath, list[OfferedKey]] = {}
         for key in keys:
             # What no source here can have is refused at once.
             results[key.source, key.key_id] = Reason.KEY_INVALID
             if not self.paths:
                 results[key.source, key.key_id] = Reason.NO_KEY_SOURCE
-            elif key.source in self._by_label:
-                wanted.setdefault(key.source, []).append(key)
+            elif path := self._by_label.get(key.source):
+                wanted.setdefault(path, []).append(key)
 
-        async def fetch(label: str) -> None:
-            found = await self._by_label[label].redeem_ahead(wanted[label])
-            results.update({(label, key_id): reason for key_id, reason in found.items()})
+        async def fetch(path: KeyPath) -> None:
+            found = await path.redeem_ahead(wanted[path])
+            results.update({(path.label, key_id): reason for key_id, reason in found.items()})
 
         async with trio.open_nursery() as nursery:
-            for label in wanted:
-                nursery.start_soon(fetch, label)
+            for path in wanted:
+                nursery.start_soon(fetch, path)
         # What holds nothing loses nothing: to the peer, workers that come and go are one gateway.
         instance_id = INSTANCE_ID if self._workers == 1 else bytes(INSTANCE_ID_BYTES)
         return KeyReport(
@@ -529,25 +530,26 @@ class QuantumSide:
         return refusal
 
     async def _redeem_all(
-        self, keys: tuple[OfferedKey, ...], wanted: dict[str, list[str]]
+        self, keys: tuple[OfferedKey, ...], wanted: dict[KeyPath, list[str]]
     ) -> list[QkdKey] | Reason:
         """Every source is asked at once; all keys, or the reason of the first that has none."""
         found: dict[tuple[str, str], QkdKey] = {}
         failures: list[Reason] = []
 
-        async def redeem(label: str) -> None:
-            answer = await self._by_label[label].redeem(wanted[label])
+        async def redeem(path: KeyPath) -> None:
+            key_ids = wanted[path]
+            answer = await path.redeem(key_ids)
             if isinstance(answer, Reason):
                 failures.append(answer)
             else:
                 found.update(
-                    {(label, asked): key for asked, key in zip(wanted[label], answer, strict=True)}
+                    {(path.label, asked): key for asked, key in zip(key_ids, answer, strict=True)}
                 )
 
         try:
             async with trio.open_nursery() as nursery:
-                for label in wanted:
-                    nursery.start_soon(redeem, label)
+                for path in wanted:
+                    nursery.start_soon(redeem, path)
         except BaseException:
             wipe_keys(found.values())
             raise

@@ -118,6 +118,7 @@ async def gateway_pair(
     prepare: Callable[[FakeSource, FakeSource], None] = lambda _a, _b: None,
     tunnels: int = 1,
     paths: Sequence[str] = ("",),
+    server_paths: Sequence[str] | None = None,
     at_least: tuple[int, int] = (1, 1),
     **settings: Any,
 ) -> AsyncIterator[GatewayPair]:
@@ -131,6 +132,7 @@ async def gateway_pair(
         prepare: spoils the key sources before anything runs.
         tunnels: how many the client keeps.
         paths: names of the key sources both have, each with a link of its own.
+        server_paths: what the dialled side calls them, if otherwise.
         at_least: how many of them each side insists on.
         settings: of both cores.
     """
@@ -140,7 +142,7 @@ async def gateway_pair(
         for name, side in zip("ab", sources, strict=True):
             side.append(FakeSource(f"source-{name}{suffix}", link))
     prepare(sources[0][0], sources[1][0])
-    labels = tuple(source_label("etsi-qkd-014", path) for path in paths)
+    names = tuple(paths), tuple(server_paths or paths)
     listeners = open_listeners(TcpAddress("127.0.0.1", 0))
     host, port = listeners[0].getsockname()
     offered = dict(services or {})
@@ -148,7 +150,7 @@ async def gateway_pair(
         offered["echo"] = ServiceConfig(name="echo", connect=service)
 
     def peer(local: str, remote: str, address: TcpAddress | None, policy: Policy) -> WatchedPeer:
-        first = local == "gw-a"
+        side = 0 if local == "gw-a" else 1
         config = PeerConfig(
             name=remote,
             local_sae_id=local,
@@ -156,7 +158,7 @@ async def gateway_pair(
             address=address,
             policy=policy,
             key_source="fake",
-            combine_at_least=at_least[0 if first else 1],
+            combine_at_least=at_least[side],
             rekey=RekeyConfig(
                 interval_s=settings.get("rekey_interval_s", 60.0),
                 max_age_s=settings.get("max_epoch_age_s", 600.0),
@@ -168,16 +170,16 @@ async def gateway_pair(
             config,
             [
                 SourceInUse(source, "etsi-qkd-014", path)
-                for source, path in zip(sources[0 if first else 1], paths, strict=True)
+                for source, path in zip(sources[side], names[side], strict=True)
             ],
             log,
             now=trio.current_time(),
         )
-        base = CLIENT if first else SERVER
+        labels = tuple(source_label("etsi-qkd-014", path) for path in names[side])
         return WatchedPeer(
             config,
             _gateway_config(local),
-            replace(base, policy=policy, key_sources=labels, **settings),
+            replace((CLIENT, SERVER)[side], policy=policy, key_sources=labels, **settings),
             quantum,
             tls=TunnelContexts(
                 client=tunnel_context(Role.CLIENT, local), server=tunnel_context(Role.SERVER, local)

@@ -218,9 +218,9 @@ async def test_keys_announced_ahead_are_told_apart_by_path() -> None:
 
 
 async def test_a_tunnel_of_an_end_with_other_paths_is_classical_and_says_why() -> None:
-    async with two_sources() as pair:
-        await until_sources(pair, BOTH)
-        server = pair.server.quantum
-        server._by_label = {f"{label}x": path for label, path in server._by_label.items()}
+    async with two_sources(server_paths=("east", "west")) as pair:
         await pair.until_mode(Mode.CLASSICAL_ONLY)
         assert {e.reason for e in pair.client.of(EpochFailed)} == {Reason.NO_KEY_SOURCE}
+        await pair.until(lambda: any(p.stock.counters.discarded for p in pair.client.quantum.paths))
+        assert not any(p._held for p in pair.server.quantum.paths)
+        assert not pair.closed

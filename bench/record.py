@@ -208,7 +208,7 @@ class Record:
     def warnings(self) -> list[str]:
         """What a reader must know before believing a number."""
         found = [f"{row.name} failed: {row.failed}" for row in self.rows if row.failed]
-        others = [values for sample in self.samples if (values := sample.values.get("others"))]
+        others = [s.values["others"] for s in self.samples if "others" in s.values]
         if others and (share := Spread.of(others)).median > MAX_OTHERS:
             found.append(
                 f"the machine was shared: other processes had {share.median:.0%} of its cores "

@@ -79,6 +79,15 @@ def test_a_shared_machine_is_warned_of() -> None:
         assert any("shared" in text for text in record.warnings()) is warned
 
 
+def test_a_machine_that_others_left_alone_most_of_the_time_is_not_called_shared() -> None:
+    record = make_record(SPEEDS, KINDS)
+    record.samples = [
+        replace(sample, values={**sample.values, "others": 0.4 if index % 3 == 0 else 0.0})
+        for index, sample in enumerate(record.samples)
+    ]
+    assert not any("shared" in text for text in record.warnings())
+
+
 def test_the_page_names_what_was_skipped_and_what_failed() -> None:
     record = make_record(SPEEDS, KINDS)
     record.rows.append(Row("gone", Kind.PEER, skipped="gone is not installed"))

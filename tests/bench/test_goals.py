@@ -133,3 +133,10 @@ def test_every_goal_is_one_that_can_be_measured() -> None:
         re.compile(goal.cases)
         assert goal.limit > 0
         assert goal.benchmark in names
+
+
+def test_round_trips_are_judged_one_at_a_time_and_at_whatever_rate_there_is() -> None:
+    (goal,) = [goal for goal in GOALS if goal.benchmark == "latency"]
+    judged = ["256 B, one at a time", "256 B, 200/s", "256 B, 1000/s", "256 B, 4000/s"]
+    for case in [*judged, "64 B, one at a time", "1024 B, 1000/s"]:
+        assert (re.fullmatch(goal.cases, case) is not None) is (case in judged)

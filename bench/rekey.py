@@ -42,14 +42,14 @@ class RekeyParameters:
 
     Attributes:
         rounds: how often each pair is measured.
-        sample_bytes: moved in one timed transfer; long enough for several rekeys.
+        sample_bytes: moved in one timed transfer; several rekeys, at a gigabyte a second.
         warmup_bytes: moved before it, untimed, in the same direction.
         ping_s: how long small messages go to and fro.
         idle_s: how long nothing is moved while CPU time is counted.
     """
 
     rounds: int = 5
-    sample_bytes: int = 1_000_000_000
+    sample_bytes: int = 4_000_000_000
     warmup_bytes: int = 64_000_000
     ping_s: float = 5.0
     idle_s: float = 10.0

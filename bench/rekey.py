@@ -19,7 +19,7 @@ from bench.pairs import Kind
 from bench.pairs.qproxy import QProxy
 from bench.record import Figure, Record
 from bench.rounds import Bench, CpuMeter, Measure, run_rounds, utc_now
-from bench.stats import Spread, percentile
+from bench.stats import MIN_ROUNDS, Spread, percentile
 from bench.study import table
 from bench.throughput import QUICK_BYTES
 from bench.transfer import DIRECTIONS, blocking_transfer, limit_s
@@ -164,7 +164,7 @@ def _cell(spread: Spread, form: str) -> str:
 
 
 def _judged(value: str, ratio: Spread) -> list[str]:
-    """A goal, and whether it is met; where rounds lie on both sides of it, nothing is decided."""
+    """A goal, and whether it is met; too few rounds, or some on either side, decide nothing."""
     if value == "mb_per_s":
         limit = 1 - COST_GOAL
         goal, met, failed = f"≥ {limit:.2f}", ratio.low >= limit, ratio.high < limit
@@ -173,6 +173,8 @@ def _judged(value: str, ratio: Spread) -> list[str]:
         goal, met, failed = f"≤ {limit:.2f}", ratio.high <= limit, ratio.low > limit
     else:
         return ["", ""]
+    if ratio.count < MIN_ROUNDS:
+        return [goal, f"undecided: {ratio.count} round(s)"]
     return [goal, "met" if met else "**missed**" if failed else "undecided: noise"]
 
 

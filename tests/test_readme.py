@@ -36,6 +36,14 @@ def test_the_code_blocks_name_files_that_exist() -> None:
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
+def test_the_walk_through_ends_all_that_it_started() -> None:
+    (block,) = (block for block in shell_blocks(README) if "\nkill " in block)
+    started = len(re.findall(r"&(?= |$)", block, re.MULTILINE))
+    ended = re.findall(r"%(\d+)", block)
+    assert started
+    assert sorted(map(int, ended)) == list(range(1, started + 1))
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_between_documents_lead_somewhere(document: Path) -> None:
     text = document.read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.catalogue import BENCHMARKS
 from bench.children import sigterm_as_exit
-from bench.command import positive
+from bench.command import Benchmark, positive
 from bench.pages import Report, readme_tables
 from bench.progress import bar, say
 from bench.record import Record
@@ -100,9 +100,11 @@ def _run_all(options: argparse.Namespace) -> int:
     missing: list[str] = []
     flags = ["--quick"] if options.quick else []
     flags += ["--rounds", str(options.rounds)] if options.rounds else []
+    say(f"{len(BENCHMARKS)} benchmarks, {_how_long(options, BENCHMARKS)}")
     with bar("all benchmarks", len(BENCHMARKS)) as advance:
         for benchmark in BENCHMARKS:
-            say(f"== {benchmark.name}: {benchmark.summary}")
+            how_long = _how_long(options, [benchmark])
+            say(f"== {benchmark.name}: {benchmark.summary}; {how_long}")
             try:
                 record, _ = _measure(build_parser().parse_args([benchmark.name, *flags]))
             except (BenchError, OSError) as error:
@@ -114,6 +116,16 @@ def _run_all(options: argparse.Namespace) -> int:
             advance()
     _write_pages(Report(records, missing), directory / _REPORT)
     return 1 if missing else _code(records)
+
+
+def _how_long(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> str:
+    """What to reckon with before they begin. Peers that are not installed take no time."""
+    if options.quick:
+        return "little of each"
+    minutes = sum(
+        each.minutes * (options.rounds or each.rounds) / each.rounds for each in benchmarks
+    )
+    return f"about {max(1, round(minutes))} minutes with every peer"
 
 
 def _measure(options: argparse.Namespace) -> tuple[Record | Study, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bench.pairs import Kind, ProxyPair, all_pairs
 from bench.record import Record
@@ -27,6 +27,7 @@ class Benchmark:
         run: measures; gives the record and the page that shows it. Reads ``rounds``, ``quick`` and
             its own options from the namespace.
         add_options: adds its own options, if it has any.
+        minutes: about how long that takes with its defaults and every peer, on two cores.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Benchmark:
     rounds: int
     run: Callable[[argparse.Namespace], tuple[Record | Study, str]]
     add_options: Callable[[argparse.ArgumentParser], None] = lambda _parser: None
+    minutes: int = field(kw_only=True)
 
 
 def add_pair_option(parser: argparse.ArgumentParser) -> None:

@@ -110,5 +110,5 @@ def _run(options: argparse.Namespace) -> tuple[Record, str]:
 
 CONNECTIONS = Benchmark(
     "connections", "new connections a second, and how long to the first answer", 5, _run,
-    add_pair_option,
+    add_pair_option, minutes=5,
 )  # fmt: skip

@@ -152,6 +152,7 @@ FAIRNESS = Benchmark(
     FairnessParameters().rounds,
     _run,
     _options,
+    minutes=30,
 )
 
 

@@ -171,5 +171,5 @@ def _run(options: argparse.Namespace) -> tuple[Record, str]:
 
 GROWTH = Benchmark(
     "growth", "from 1 to 10 000 streams: requests, throughput, round trips, memory", 3, _run,
-    add_pair_option,
+    add_pair_option, minutes=25,
 )  # fmt: skip

@@ -281,5 +281,6 @@ def _run(options: argparse.Namespace) -> tuple[Study, str]:
 
 
 KEYBUDGET = Benchmark(
-    "keybudget", "100 kbit/s of keys against streams opened as fast as the pair can", 3, _run
-)
+    "keybudget", "100 kbit/s of keys against streams opened as fast as the pair can", 3, _run,
+    minutes=3,
+)  # fmt: skip

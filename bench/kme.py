@@ -185,4 +185,4 @@ def _run(options: argparse.Namespace) -> tuple[Study, str]:
     return study, kme_markdown(study)
 
 
-KME = Benchmark("kme", "key requests a second that the simulated KMEs serve", 5, _run)
+KME = Benchmark("kme", "key requests a second that the simulated KMEs serve", 5, _run, minutes=3)

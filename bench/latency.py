@@ -194,5 +194,6 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 LATENCY = Benchmark(
-    "latency", "round trips of small messages, at a rate and one at a time", 5, _run, _options
-)
+    "latency", "round trips of small messages, at a rate and one at a time", 5, _run, _options,
+    minutes=27,
+)  # fmt: skip

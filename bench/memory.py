@@ -172,5 +172,6 @@ def _run(options: argparse.Namespace) -> tuple[Record, str]:
 
 
 MEMORY = Benchmark(
-    "memory", "memory of an idle and of a busy stream, on both sides", 3, _run, add_pair_option
-)
+    "memory", "memory of an idle and of a busy stream, on both sides", 3, _run, add_pair_option,
+    minutes=5,
+)  # fmt: skip

@@ -191,4 +191,4 @@ def _run(options: argparse.Namespace) -> tuple[Record, str]:
     return record, rekey_markdown(record)
 
 
-REKEY = Benchmark("rekey", "what a rekey every second costs", 5, _run, _options)
+REKEY = Benchmark("rekey", "what a rekey every second costs", 5, _run, _options, minutes=5)

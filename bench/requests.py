@@ -102,5 +102,5 @@ def _run(options: argparse.Namespace) -> tuple[Record, str]:
 
 REQUESTS = Benchmark(
     "requests", "requests a second on 1, 16 and 64 standing connections", 5, _run,
-    add_pair_option,
+    add_pair_option, minutes=10,
 )  # fmt: skip

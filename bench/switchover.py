@@ -302,4 +302,5 @@ SWITCHOVER = Benchmark(
     SwitchoverParameters().rounds,
     _run,
     _options,
+    minutes=20,
 )

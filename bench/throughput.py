@@ -161,5 +161,5 @@ def _run(options: argparse.Namespace) -> tuple[Record, str]:
 
 THROUGHPUT = Benchmark(
     "throughput", "bulk throughput of 1, 8 and 64 connections, down, up and both ways", 5, _run,
-    _options,
+    _options, minutes=7,
 )  # fmt: skip

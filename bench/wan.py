@@ -202,6 +202,7 @@ WAN = Benchmark(
     WanParameters().rounds,
     _run,
     _options,
+    minutes=40,
 )
 
 

@@ -219,4 +219,6 @@ def _run(options: argparse.Namespace) -> tuple[Record, str]:
     return record, record_markdown(record)
 
 
-WORKERS = Benchmark("workers", "two workers over one, in work that keeps CPUs busy", 5, _run)
+WORKERS = Benchmark(
+    "workers", "two workers over one, in work that keeps CPUs busy", 5, _run, minutes=2
+)

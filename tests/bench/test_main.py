@@ -41,7 +41,7 @@ def broken(_options: argparse.Namespace) -> tuple[Record, str]:
 
 
 def benchmark(name: str, run) -> Benchmark:
-    return Benchmark(name, f"measures {name}", 5, run)
+    return Benchmark(name, f"measures {name}", 5, run, minutes=10)
 
 
 @pytest.fixture
@@ -72,6 +72,16 @@ def test_options_for_all_reach_each(catalogue, tmp_path: Path) -> None:
     assert program.main(["--quick", "--output", str(tmp_path)]) == 0
     assert program.main(["all", "--rounds", "2", "--output", str(tmp_path)]) == 0
     assert [(each.quick, each.rounds) for each in ASKED] == [(True, 1), (False, 2)]
+
+
+def test_how_long_all_take_is_said_before_the_first_begins(catalogue, tmp_path, capsys) -> None:
+    catalogue(benchmark("throughput", fine), benchmark("wan", broken))
+    program.main(["--output", str(tmp_path)])
+    told = capsys.readouterr().err.split("\n")
+    assert told[0] == "2 benchmarks, about 20 minutes with every peer"
+    assert told[1].startswith("== throughput: measures throughput; about 10 minutes")
+    program.main(["--rounds", "1", "--output", str(tmp_path)])
+    assert capsys.readouterr().err.startswith("2 benchmarks, about 4 minutes with every peer\n")
 
 
 def test_one_that_breaks_is_named_and_the_others_run(catalogue, tmp_path: Path, capsys) -> None:

@@ -17,7 +17,7 @@ from bench import path as path_module
 from bench import path_tcp
 from bench.children import READY_S, cpu_seconds, wait_until
 from bench.generator import Program
-from bench.host import cpu_times, load_average
+from bench.host import OthersMeter, load_average
 from bench.pairs import ProxyPair, Running, Site
 from bench.pairs.base import LOOPBACK
 from bench.path import FAR_HOST, PATH_HOST, PathSettings
@@ -285,13 +285,10 @@ def _metered(
         proxies = sum(child.cpu_seconds() for child in bench.running.processes)
         return proxies + sum(cpu_seconds(program.pid) for program in load)
 
-    before, (busy, idle) = ours(), cpu_times()
+    meter = OthersMeter(ours)
     for case, values in measure(bench):
-        now, (busy_now, idle_now) = ours(), cpu_times()
-        whole = busy_now - busy + idle_now - idle
-        others = max(0.0, busy_now - busy - (now - before)) / whole if whole > 0 else 0.0
-        yield case, {**values, "others": others, "load_average": load_average()}
-        before, busy, idle = now, busy_now, idle_now
+        yield case, {**values, **meter.values(), "load_average": load_average()}
+        meter = OthersMeter(ours)
 
 
 def _file_name(name: str) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -27,17 +28,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.children import Child, wait_until
+from bench.children import Child, cpu_seconds, wait_until
 from bench.command import Benchmark
 from bench.generator import GRACE_S, Program, Service
 from bench.handshake_parts import InMemory
-from bench.host import Host, load_average
+from bench.host import Host, OthersMeter, load_average
 from bench.pairs import Kind, Running, Site
 from bench.pairs.qproxy import QProxy, gateway_events
 from bench.progress import bar
 from bench.record import Figure, Record, Row, Sample
 from bench.record_report import record_markdown
-from bench.rounds import OthersMeter, progress, utc_now
+from bench.rounds import progress, utc_now
 from bench.stats import BenchError
 from qproxy.pki import KeyAlgorithm, init_pki
 
@@ -167,7 +168,7 @@ def _measure(
         row = rows[name]
         if row.failed is not None:
             continue
-        meter = OthersMeter()
+        meter = OthersMeter(partial(cpu_seconds, os.getpid()))
         try:
             for sample_row, sample_case, values, facts in measure():
                 busy = {**values, **meter.values(), "load_average": load_average()}

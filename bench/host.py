@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,31 @@ class Host:
             load_openssl=ssl.OPENSSL_VERSION,
             qproxy=__version__,
         )
+
+
+class OthersMeter:
+    """What others had of the machine meanwhile.
+
+    Args:
+        ours: CPU time so far, in seconds, of all that is not others.
+    """
+
+    def __init__(self, ours: Callable[[], float]) -> None:
+        self._ours = ours
+        self._before = ours()
+        self._busy, self._idle = cpu_times()
+
+    def values(self) -> dict[str, float]:
+        """Since the start: the part of the cores that others had, and the part nobody had."""
+        busy, idle = cpu_times()
+        ours = self._ours() - self._before
+        whole = busy - self._busy + idle - self._idle
+        if whole <= 0:
+            return {}
+        return {
+            "others": max(0.0, busy - self._busy - ours) / whole,
+            "idle": (idle - self._idle) / whole,
+        }
 
 
 def load_average() -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Generic
 
 from bench.children import cpu_seconds, wait_until
 from bench.generator import Client, ClientT, Generator, Service
-from bench.host import cpu_times, load_average
+from bench.host import OthersMeter, load_average
 from bench.pairs import ProxyPair, Running, Site
 from bench.progress import bar, say
 from bench.record import Record, Row, Sample
@@ -140,21 +139,16 @@ class CpuMeter:
         self._running = bench.running
         self._generators = {"client": bench.client.pid, "service": bench.service.pid}
         self._before = self._by_role()
-        self._ours = self._ours_now()
-        self._busy, self._idle = cpu_times()
+        self._others = OthersMeter(self._ours)
 
     def values(self) -> dict[str, float]:
         """Seconds since the start, by role; and what others and nobody had of the machine."""
         after = self._by_role()
         used = {role: after[role] - self._before[role] for role in after}
-        busy, idle = cpu_times()
-        ours = self._ours_now() - self._ours
-        whole = busy - self._busy + idle - self._idle
         return {
             **{f"{role}_cpu_s": seconds for role, seconds in used.items()},
             "proxies_cpu_s": sum(used[role] for role in self._running.proxies),
-            "others": max(0.0, busy - self._busy - ours) / whole if whole > 0 else 0.0,
-            "idle": (idle - self._idle) / whole if whole > 0 else 0.0,
+            **self._others.values(),
         }
 
     def _by_role(self) -> dict[str, float]:
@@ -162,30 +156,10 @@ class CpuMeter:
         generators = {role: cpu_seconds(pid) for role, pid in self._generators.items()}
         return {**self._running.cpu_seconds(), **generators}
 
-    def _ours_now(self) -> float:
+    def _ours(self) -> float:
         """The same, and of what helps the pair, all together."""
         helpers = sum(child.cpu_seconds() for child in self._running.helpers)
         return helpers + sum(self._by_role().values())
-
-
-class OthersMeter:
-    """What others had of the machine meanwhile: everything but this process and those it starts."""
-
-    def __init__(self) -> None:
-        self._ours = cpu_seconds(os.getpid())
-        self._busy, self._idle = cpu_times()
-
-    def values(self) -> dict[str, float]:
-        """``others`` and ``idle`` as :class:`CpuMeter` has them, since the start."""
-        busy, idle = cpu_times()
-        ours = cpu_seconds(os.getpid()) - self._ours
-        whole = busy - self._busy + idle - self._idle
-        if whole <= 0:
-            return {}
-        return {
-            "others": max(0.0, busy - self._busy - ours) / whole,
-            "idle": (idle - self._idle) / whole,
-        }
 
 
 def _values(values: Mapping[str, float]) -> str:

@@ -1,10 +1,14 @@
+import os
 from dataclasses import replace
+from functools import partial
 
+from bench.children import cpu_seconds
 from bench.generator import BLOCKING
+from bench.host import OthersMeter
 from bench.pairs import Kind
 from bench.record import Record
 from bench.record_report import record_markdown
-from bench.rounds import Bench, OthersMeter, run_rounds
+from bench.rounds import Bench, run_rounds
 from bench.throughput import ThroughputParameters, run_throughput
 from tests.bench.helpers import HOST, UNITS, FakePair, SleepingPair
 
@@ -115,7 +119,7 @@ def test_a_pair_s_processes_are_ended_when_it_fails_in_the_middle() -> None:
 
 
 def test_what_this_process_does_is_not_other_people_s() -> None:
-    meter = OthersMeter()
+    meter = OthersMeter(partial(cpu_seconds, os.getpid()))
     sum(range(5_000_000))
     values = meter.values()
     assert 0 <= values["others"] <= 1

@@ -162,7 +162,7 @@ class SimulatedSpan:
         self._attacked(now, Attack(error, self._attack.fraction))
 
     def degrade(self, now: float, *, rate_factor: float, qber: float) -> None:
-        """Less secret key, more errors, whatever the optics say.
+        """Less secret key, more errors, whatever the optics say and is done to the photons.
 
         Args:
             now: the time.
@@ -176,13 +176,13 @@ class SimulatedSpan:
             raise ValueError("expected a rate_factor from 0 to 1")
         if not 0 <= qber <= MAX_QBER:
             raise ValueError(f"expected a qber from 0 to {MAX_QBER}")
-        self._advance(now)
+        self._attacked(now, Attack())
         self._medium, self._set = None, _Set(rate_factor, qber)
 
     def restore(self, now: float) -> None:
         """As configured. What is stored stays."""
         self._attacked(now, Attack())
-        self._medium, self._jam_qber, self._set = None, None, None
+        self._medium, self._jam_qber = None, None
 
     def drain(self, now: float) -> None:
         """Throw away what is stored."""
@@ -191,6 +191,7 @@ class SimulatedSpan:
 
     def _attacked(self, now: float, attack: Attack) -> None:
         self._advance(now)  # what was made until now was made without it
+        self._set = None  # figures that were set would hide what is done to the photons
         if attack != self._attack:
             self._attack = attack
             self._production.attack(attack)

@@ -272,6 +272,30 @@ def test_misalignment_is_the_new_error_and_adds_to_what_an_eavesdropper_makes(co
     assert link.report(0.0).qber == pytest.approx(0.0725, abs=0.001)
 
 
+@pytest.mark.parametrize("config", [CONFIG, FIBRE], ids=["fixed", "fibre"])
+def test_degraded_figures_hold_whatever_was_done_to_the_photons(config):
+    link, quiet = make(config), make(config)
+    link.intercept(0.0, 1.0)
+    link.misalign(0.0, 0.3)
+    link.degrade(0.0, rate_factor=0.5, qber=0.02)
+    report = link.report(0.0)
+    assert (report.state, report.qber) == (LinkState.DEGRADED, 0.02)
+    assert report.key_rate_bps == quiet.report(0.0).key_rate_bps / 2
+    gained = link.stored_bits(1.0) - link.config.initial_buffer_bits
+    assert gained == pytest.approx(report.key_rate_bps, abs=1)
+
+
+@pytest.mark.parametrize("config", [CONFIG, FIBRE], ids=["fixed", "fibre"])
+def test_an_eavesdropper_shows_on_a_degraded_link_too(config):
+    link, tapped = make(config), make(config)
+    link.degrade(0.0, rate_factor=1.0, qber=0.02)
+    for each in (link, tapped):
+        each.intercept(0.0, 1.0)
+    assert link.report(0.0) == tapped.report(0.0)
+    assert link.report(0.0).state is LinkState.ABORTED
+    assert link.report(0.0).qber == pytest.approx(0.25, abs=0.01)
+
+
 def test_a_span_with_no_secret_fraction_gains_none_by_an_attack():
     link = make(dataclasses.replace(CONFIG, qber=0.2))
     link.misalign(0.0, 0.01)

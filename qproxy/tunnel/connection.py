@@ -155,7 +155,7 @@ class Connection(Engine):
 
     @property
     def output_high_water(self) -> int:
-        """Bytes above which no stream data is taken; the transport should hold no more unsent."""
+        """Bytes that the transport should hold unsent at most."""
         return self._writer.pace.high_water
 
     def transport_full(self, now: float) -> int:

@@ -2,7 +2,8 @@
 
 Whatever is sealed, or lies unsent in the kernel, is in front of every later byte of the tunnel. At
 1 Gbit/s a mebibyte of it is 8 ms. So the high-water mark follows the rate at which the transport
-takes bytes, and the driver has the kernel hold no more than that unsent (TCP_NOTSENT_LOWAT).
+takes bytes, the driver has the kernel hold no more than that unsent (TCP_NOTSENT_LOWAT), and the
+core holds a little less: it need only fill the kernel up again.
 
 The rate is measured between two moments at which the transport was full, with never a pause of the
 senders in between. It says what to try, not what is right: a rate may be low because the mark is,
@@ -24,6 +25,9 @@ QUEUE_S = 0.0005
 #: a long path runs dry between them, and TCP takes that for a sender with little to say.
 MIN_HIGH_WATER_BYTES = 128 * 1024
 MAX_HIGH_WATER_BYTES = 1024 * 1024
+#: The core holds so much less than the mark, in bytes. What is left at the lowest mark is what the
+#: kernel takes at once: Linux says that there is room when half of what it may hold has left.
+CORE_LESS_BYTES = 64 * 1024
 #: Where it begins, in bytes.
 INITIAL_HIGH_WATER_BYTES = 128 * 1024
 #: What TCP makes of another mark shows after so many round trips: a sender that was short of data
@@ -37,18 +41,20 @@ class Pace:
     """Watches the transport of one tunnel.
 
     Attributes:
-        high_water: stream data is taken while less than this waits to be sent, in bytes.
+        high_water: what the transport should hold unsent at most, in bytes.
+        core_high_water: stream data is taken while less than this waits in the core, in bytes.
         look_at: when to call :meth:`look` again.
         review_s: over how much time without pauses a rate is measured, in seconds.
         idle: since the transport was full there was a moment with room and nothing to send.
     """
 
     __slots__ = ("_full_at", "_looked_at", "_measured_bytes", "_measured_s", "_taken_at_look",
-                 "_taken_before", "_trials", "high_water", "idle", "look_at",
-                 "review_s")  # fmt: skip
+                 "_taken_before", "_trials", "core_high_water", "high_water", "idle",
+                 "look_at", "review_s")  # fmt: skip
 
     def __init__(self, now: float) -> None:
         self.high_water = INITIAL_HIGH_WATER_BYTES
+        self.core_high_water = INITIAL_HIGH_WATER_BYTES - CORE_LESS_BYTES
         self.look_at = now + _LOOK_INTERVAL_S
         self.idle = True
         self.review_s = REVIEW_S
@@ -120,3 +126,4 @@ class Pace:
         high_water = min(high_water, MAX_HIGH_WATER_BYTES)
         self.idle = self.idle or high_water != self.high_water
         self.high_water = high_water
+        self.core_high_water = high_water - CORE_LESS_BYTES

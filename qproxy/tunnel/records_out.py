@@ -78,7 +78,7 @@ class RecordWriter:
         """Bytes of stream data that may be added now; negative above the high-water mark."""
         if self._sealer is not None and self._sealer.records >= MAX_DATA_RECORDS_PER_KEY:
             return -MAX_OUTPUT_BYTES
-        return self.pace.high_water - (self._end - self._start + self._staged)
+        return self.pace.core_high_water - (self._end - self._start + self._staged)
 
     def install(self, sealer: RecordSealer) -> None:
         """Seal everything from now on under a new key."""

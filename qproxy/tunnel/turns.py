@@ -20,7 +20,7 @@ from qproxy.tunnel.streams import Stream
 
 #: A stream that sends less than this at once, and has nothing left then, is no bulk, in bytes.
 SMALL_BYTES = MAX_PAYLOAD_BYTES
-#: Room beyond the high-water mark for streams that are no bulk, in bytes.
+#: Room beyond what the core holds for streams that are no bulk, in bytes.
 SMALL_RESERVE_BYTES = 64 * 1024
 #: What a turn is at least, in bytes: whole records.
 MIN_TURN_BYTES = 4 * MAX_PAYLOAD_BYTES

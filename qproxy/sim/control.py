@@ -17,9 +17,9 @@ address of this machine itself, so that no name of the page's own leads here (DN
 
 from __future__ import annotations
 
-import ipaddress
 import re
 
+from qproxy.address import TcpAddress
 from qproxy.errors import KeySourceError, Reason
 from qproxy.net.http_server import Request, Response
 from qproxy.sim.api import Refusal, require_json
@@ -103,10 +103,5 @@ def is_this_machine(host: str) -> bool:
     match = _HOST.fullmatch(host.strip().lower())
     if match is None:
         return False
-    name = match["bracketed"] or match["plain"]
-    if name.removesuffix(".") == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+    name: str = match["bracketed"] or match["plain"]
+    return TcpAddress(name.removesuffix("."), 0).is_loopback

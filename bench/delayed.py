@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +20,9 @@ from bench.host import OthersMeter, load_average
 from bench.pairs import ProxyPair, Running, Site
 from bench.pairs.base import LOOPBACK
 from bench.path import FAR_HOST, PATH_HOST, PathSettings
-from bench.progress import bar
+from bench.progress import bar, say
 from bench.record import Record, Row, Sample
-from bench.rounds import progress, utc_now
+from bench.rounds import add_rows, file_name, utc_now
 from bench.stats import BenchError, percentile
 from qproxy.pki import init_pki
 
@@ -186,7 +185,7 @@ def delayed_path(
         told = json.loads(relay.read_line(READY_S))
         told_text = ", ".join(f"{name} {value:g}" for name, value in told.items())
         facts["path"] = f"{settings.name}: {told_text}"
-        progress(f"path {facts['path']}")
+        say(f"path {facts['path']}")
 
 
 def run_delayed(
@@ -200,15 +199,7 @@ def run_delayed(
 
     A pair that is missing is skipped, one that fails is dropped; both are named in their row.
     """
-    present: list[tuple[ProxyPair, Row]] = []
-    for pair in pairs:
-        row = Row(pair.name, pair.kind, skipped=pair.missing())
-        record.rows.append(row)
-        if row.skipped is None:
-            row.version, row.parameters = pair.version(), pair.parameters()
-            present.append((pair, row))
-        else:
-            progress(f"{pair.name}: skipped, {row.skipped}")
+    present = add_rows(record, pairs)
     steps = list(itertools.product(range(rounds), paths, present))
     with (
         tempfile.TemporaryDirectory(prefix="qproxy-bench-") as directory,
@@ -218,7 +209,7 @@ def run_delayed(
         init_pki(base / "pki")
         for number, path, (pair, row) in steps:
             if row.failed is None:
-                where = base / _file_name(f"{number}-{path and path.name}-{pair.name}")
+                where = base / file_name(f"{number}-{path and path.name}-{pair.name}")
                 _measure_once(record, (pair, row), number, (path, where), measure)
             advance()
     record.finished = utc_now()
@@ -238,11 +229,11 @@ def _measure_once(
             for case, values in _metered(bench, load, measure):
                 record.samples.append(Sample(row.name, number, case, values))
                 shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-                progress(f"round {number + 1}  {row.name:<20} {case:<18} {shown}")
+                say(f"round {number + 1}  {row.name:<20} {case:<18} {shown}")
         row.facts.append(dict(bench.running.facts))
     except (BenchError, OSError) as error:
         row.failed = f"round {number + 1}, {path.name if path else 'loopback'}: {error}"
-        progress(f"{row.name}: {row.failed}")
+        say(f"{row.name}: {row.failed}")
 
 
 @contextlib.contextmanager
@@ -289,7 +280,3 @@ def _metered(
     for case, values in measure(bench):
         yield case, {**values, **meter.values(), "load_average": load_average()}
         meter = OthersMeter(ours)
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

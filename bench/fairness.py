@@ -23,9 +23,10 @@ from bench.delayed import DelayedBench, DelayedMeasure, percentiles, run_delayed
 from bench.host import Host
 from bench.pairs import ProxyPair
 from bench.path import CONGESTION_CONTROL, PathSettings
+from bench.progress import say
 from bench.record import Figure, Record
 from bench.record_report import record_markdown
-from bench.rounds import progress, utc_now
+from bench.rounds import utc_now
 from bench.throughput import DIRECTIONS
 from bench.wan import add_path_options, inside, lead_of
 
@@ -82,7 +83,7 @@ def run_fairness(pairs: Sequence[ProxyPair], parameters: FairnessParameters) -> 
     reason = path_module.missing() or namespace.missing()
     if reason is None:
         return inside(__name__, pairs, asdict(parameters))
-    progress(f"{_NAME}: delayed paths skipped, {reason}")
+    say(f"{_NAME}: delayed paths skipped, {reason}")
     record = new_record(parameters)
     record.notes.append(f"delayed paths skipped: {reason}")
     run_delayed(record, pairs, parameters.rounds, [None], measure(parameters))

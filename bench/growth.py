@@ -28,9 +28,10 @@ from bench.host import Host
 from bench.latency import latency_values
 from bench.memory_use import MemoryUse
 from bench.pairs import ProxyPair
+from bench.progress import say
 from bench.record import Figure, Record
 from bench.record_report import record_markdown
-from bench.rounds import Bench, CpuMeter, Measure, progress, run_rounds, utc_now
+from bench.rounds import Bench, CpuMeter, Measure, run_rounds, utc_now
 from bench.stats import BenchError
 from bench.transfer import epoll_transfer
 
@@ -128,7 +129,7 @@ def _measure(parameters: GrowthParameters, record: Record) -> Measure[TrafficCli
             except BenchError as error:
                 too_many[name] = count
                 record.notes.append(f"{name} gave up at {count} streams: {error}")
-                progress(record.notes[-1])
+                say(record.notes[-1])
                 return
             opened = count
             yield "1 stream" if count == 1 else f"{count} streams", values

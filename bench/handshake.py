@@ -35,10 +35,10 @@ from bench.handshake_parts import InMemory
 from bench.host import Host, OthersMeter, load_average
 from bench.pairs import Kind, Running, Site
 from bench.pairs.qproxy import QProxy, gateway_events
-from bench.progress import bar
+from bench.progress import bar, say
 from bench.record import Figure, Record, Row, Sample
 from bench.record_report import record_markdown
-from bench.rounds import progress, utc_now
+from bench.rounds import utc_now
 from bench.stats import BenchError
 from qproxy.pki import KeyAlgorithm, init_pki
 
@@ -176,10 +176,10 @@ def _measure(
                 if facts:
                     rows[sample_row].facts.append(facts)
                 took = values["handshake_ms"]
-                progress(f"round {number + 1}  {sample_row:<25} {sample_case:<25} {took:.3g} ms")
+                say(f"round {number + 1}  {sample_row:<25} {sample_case:<25} {took:.3g} ms")
         except (BenchError, OSError) as error:
             row.failed = f"round {number + 1}: {error}"
-            progress(f"{name}: {row.failed}")
+            say(f"{name}: {row.failed}")
 
 
 _Samples = Iterator[tuple[str, str, Mapping[str, float], Mapping[str, str | int]]]

@@ -20,8 +20,8 @@ from bench.children import cpu_seconds
 from bench.command import Benchmark
 from bench.host import Host, load_average
 from bench.live import LivePair, LiveSettings, live_pair
-from bench.progress import bar
-from bench.rounds import progress, utc_now
+from bench.progress import bar, say
+from bench.rounds import utc_now
 from bench.stats import BenchError
 from bench.study import Goal, Observation, Study, table
 from qproxy.demo.load import Load
@@ -121,10 +121,10 @@ def run_keybudget(parameters: KeyBudgetParameters) -> Study:
                     seen = trio.run(_repetition, pool, number, parameters, place)
                 except BenchError as error:
                     study.failed.append(f"{case}, round {number + 1}: {error}")
-                    progress(study.failed[-1])
+                    say(study.failed[-1])
                 else:
                     study.observations.append(seen)
-                    progress(f"round {number + 1}  {case}: {_told(seen.values)}")
+                    say(f"round {number + 1}  {case}: {_told(seen.values)}")
                 advance()
     for case in study.cases:
         study.goals += [

@@ -22,7 +22,8 @@ from bench.children import Child, children, cpu_seconds, wait_until
 from bench.command import Benchmark
 from bench.generator import Program
 from bench.host import Host, load_average
-from bench.rounds import progress, utc_now
+from bench.progress import say
+from bench.rounds import utc_now
 from bench.stats import BenchError
 from bench.study import Goal, Observation, Study, table
 from qproxy.pki import init_pki
@@ -84,7 +85,7 @@ def run_kme(parameters: KmeParameters) -> Study:
                 _round(study, number, parameters, config, asking)
             except BenchError as error:
                 study.failed.append(f"round {number + 1}: {error}")
-                progress(study.failed[-1])
+                say(study.failed[-1])
     study.finished = utc_now()
     return study
 
@@ -136,7 +137,7 @@ def _round(
                 "load_average": load_average(),
             }
             study.observations.append(Observation(case, number, values))
-            progress(f"round {number + 1}  {case}: {_told(values)}")
+            say(f"round {number + 1}  {case}: {_told(values)}")
         load.ask("close", 30.0)
 
 

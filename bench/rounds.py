@@ -44,11 +44,6 @@ class Bench(Generic[ClientT]):
 Measure = Callable[[Bench[ClientT]], Iterator[tuple[str, Mapping[str, float]]]]
 
 
-def progress(text: str) -> None:
-    """One line for whoever is watching."""
-    say(text)
-
-
 def utc_now() -> str:
     """ISO 8601, to the second."""
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -65,15 +60,7 @@ def run_rounds(
 
     A pair that is missing is skipped, one that fails is dropped; both are named in their row.
     """
-    present: list[tuple[ProxyPair, Row]] = []
-    for pair in pairs:
-        row = Row(pair.name, pair.kind, skipped=pair.missing())
-        record.rows.append(row)
-        if row.skipped is not None:
-            progress(f"{pair.name}: skipped, {row.skipped}")
-            continue
-        row.version, row.parameters = pair.version(), pair.parameters()
-        present.append((pair, row))
+    present = add_rows(record, pairs)
     with (
         tempfile.TemporaryDirectory(prefix="qproxy-bench-") as directory,
         generator.service() as service,
@@ -86,11 +73,25 @@ def run_rounds(
             for pair, row in present:
                 if row.failed is None:
                     site = Site.make(
-                        base / f"{number}-{_file_name(pair.name)}", base / "pki", service.port
+                        base / f"{number}-{file_name(pair.name)}", base / "pki", service.port
                     )
                     _measure_once(record, pair, row, number, site, (client, service), measure)
                 advance()
     record.finished = utc_now()
+
+
+def add_rows(record: Record, pairs: Sequence[ProxyPair]) -> list[tuple[ProxyPair, Row]]:
+    """A row for every pair, that says why where it is missing; gives those that are there."""
+    present = []
+    for pair in pairs:
+        row = Row(pair.name, pair.kind, skipped=pair.missing())
+        record.rows.append(row)
+        if row.skipped is None:
+            row.version, row.parameters = pair.version(), pair.parameters()
+            present.append((pair, row))
+        else:
+            say(f"{pair.name}: skipped, {row.skipped}")
+    return present
 
 
 def _measure_once(
@@ -109,12 +110,12 @@ def _measure_once(
             for case, values in measure(Bench(pair.name, running, client, service, number == 0)):
                 busy = {**values, "load_average": load_average()}
                 record.samples.append(Sample(row.name, number, case, busy))
-                progress(f"round {number + 1}  {row.name:<20} {case:<6} {_values(values)}")
+                say(f"round {number + 1}  {row.name:<20} {case:<6} {_values(values)}")
             client.release()
         row.facts.append(dict(running.facts))
     except (BenchError, OSError) as error:
         row.failed = f"round {number + 1}: {error}"
-        progress(f"{row.name}: {row.failed}")
+        say(f"{row.name}: {row.failed}")
         with contextlib.suppress(BenchError):
             client.release()
 
@@ -166,5 +167,6 @@ def _values(values: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "bytes")
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
+    """A name with no characters that a directory's should not have."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -33,8 +33,8 @@ from bench.gateway_log import first_bad_sign
 from bench.host import Host, cpu_times, load_average
 from bench.live import LivePair, live_pair
 from bench.mixed_load import MixedLoad
-from bench.progress import bar
-from bench.rounds import progress, utc_now
+from bench.progress import bar, say
+from bench.rounds import utc_now
 from bench.stats import BenchError, percentile
 from bench.study import Goal, Observation, Study, table
 from qproxy.modes import Mode
@@ -109,10 +109,10 @@ def run_switchover(faults: Sequence[Fault], parameters: SwitchoverParameters) ->
                     seen = trio.run(_repetition, fault, number, parameters, place)
                 except BenchError as error:
                     study.failed.append(f"{fault.name}, round {number + 1}: {error}")
-                    progress(study.failed[-1])
+                    say(study.failed[-1])
                 else:
                     study.observations.append(seen)
-                    progress(_line(seen))
+                    say(_line(seen))
                 advance()
     study.finished = utc_now()
     return study

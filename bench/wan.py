@@ -25,9 +25,10 @@ from bench.delayed import DelayedBench, DelayedMeasure, percentiles, run_delayed
 from bench.host import Host
 from bench.pairs import ProxyPair
 from bench.path import CONGESTION_CONTROL, PathSettings
+from bench.progress import say
 from bench.record import Figure, Record, Row
 from bench.record_report import record_markdown
-from bench.rounds import progress, utc_now
+from bench.rounds import utc_now
 from bench.store import load_record
 from bench.throughput import DIRECTIONS
 
@@ -85,7 +86,7 @@ def run_wan(pairs: Sequence[ProxyPair], parameters: WanParameters) -> Record:
     reason = path_module.missing() or namespace.missing()
     if reason is None:
         return inside(__name__, pairs, asdict(parameters))
-    progress(f"{_NAME}: skipped, {reason}")
+    say(f"{_NAME}: skipped, {reason}")
     record = new_record(parameters)
     record.rows = [Row(pair.name, pair.kind, skipped=reason) for pair in pairs]
     record.finished = utc_now()

@@ -20,7 +20,7 @@ from bench.host import OthersMeter, load_average
 from bench.pairs import ProxyPair, Running, Site
 from bench.pairs.base import LOOPBACK
 from bench.path import FAR_HOST, PATH_HOST, PathSettings
-from bench.progress import bar, say
+from bench.progress import bar, say, told
 from bench.record import Record, Row, Sample
 from bench.rounds import add_rows, file_name, utc_now
 from bench.stats import BenchError, percentile
@@ -228,8 +228,7 @@ def _measure_once(
         with _at_work(pair, path, directory) as (bench, load):
             for case, values in _metered(bench, load, measure):
                 record.samples.append(Sample(row.name, number, case, values))
-                shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-                say(f"round {number + 1}  {row.name:<20} {case:<18} {shown}")
+                say(f"round {number + 1}  {row.name:<20} {case:<18} {told(values)}")
         row.facts.append(dict(bench.running.facts))
     except (BenchError, OSError) as error:
         row.failed = f"round {number + 1}, {path.name if path else 'loopback'}: {error}"

@@ -20,10 +20,10 @@ from bench.children import cpu_seconds
 from bench.command import Benchmark
 from bench.host import Host, load_average
 from bench.live import LivePair, LiveSettings, live_pair
-from bench.progress import bar, say
+from bench.progress import bar, say, told
 from bench.rounds import utc_now
 from bench.stats import BenchError
-from bench.study import Goal, Observation, Study, table
+from bench.study import Goal, Observation, Study
 from qproxy.demo.load import Load
 from qproxy.demo.record import Traffic
 from qproxy.modes import Mode
@@ -124,7 +124,7 @@ def run_keybudget(parameters: KeyBudgetParameters) -> Study:
                     say(study.failed[-1])
                 else:
                     study.observations.append(seen)
-                    say(f"round {number + 1}  {case}: {_told(seen.values)}")
+                    say(f"round {number + 1}  {case}: {told(seen.values)}")
                 advance()
     for case in study.cases:
         study.goals += [
@@ -217,10 +217,6 @@ def _cpu(pair: LivePair) -> dict[str, float]:
     return {name: cpu_seconds(pid) for name, pid in pair.gateway_pids.items()}
 
 
-def _told(values: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-
-
 _COLUMNS: Sequence[tuple[str, str, str]] = (
     ("streams_per_s", "streams/s", ".0f"),
     ("epochs_per_s", "epochs/s", ".1f"),
@@ -247,11 +243,8 @@ def keybudget_markdown(study: Study) -> str:
         f"the link makes {KEY_RATE_BPS / KEY_BITS:.0f} keys/s; a stream costs no key, a tunnel one"
         " for each epoch",
         *_extrapolated(study),
-        *(f"FAILED: {text}" for text in study.failed),
-        *(f"missed: {text}" for text in study.missed),
     ]
-    listed = "\n".join(f"- {note}" for note in notes)
-    return f"{study.heading()}\n\n{table(head, rows)}\n\n{listed}\n"
+    return study.page(head, rows, notes)
 
 
 def _extrapolated(study: Study) -> list[str]:

@@ -22,10 +22,10 @@ from bench.children import Child, children, cpu_seconds, wait_until
 from bench.command import Benchmark
 from bench.generator import Program
 from bench.host import Host, load_average
-from bench.progress import say
+from bench.progress import say, told
 from bench.rounds import utc_now
 from bench.stats import BenchError
-from bench.study import Goal, Observation, Study, table
+from bench.study import Goal, Observation, Study
 from qproxy.pki import init_pki
 
 #: Key requests a second that the simulator is to serve on a machine with two cores.
@@ -137,7 +137,7 @@ def _round(
                 "load_average": load_average(),
             }
             study.observations.append(Observation(case, number, values))
-            say(f"round {number + 1}  {case}: {_told(values)}")
+            say(f"round {number + 1}  {case}: {told(values)}")
         load.ask("close", 30.0)
 
 
@@ -148,10 +148,6 @@ def _addresses(log: Path) -> Mapping[str, str] | None:
             addresses: Mapping[str, str] = json.loads(line)["kmes"]
             return addresses
     return None
-
-
-def _told(values: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
 _COLUMNS = (
@@ -173,11 +169,8 @@ def kme_markdown(study: Study) -> str:
     notes = [
         f"the goal, {WANTED_REQUESTS_PER_S} key requests/s on two cores, one of them the SAEs', is"
         f" {MOST_CPU_US:.0f} µs of CPU time for each",
-        *(f"FAILED: {text}" for text in study.failed),
-        *(f"missed: {text}" for text in study.missed),
     ]
-    listed = "\n".join(f"- {note}" for note in notes)
-    return f"{study.heading()}\n\n{table(head, rows)}\n\n{listed}\n"
+    return study.page(head, rows, notes)
 
 
 def _run(options: argparse.Namespace) -> tuple[Study, str]:

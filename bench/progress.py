@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 try:
@@ -23,6 +23,11 @@ def say(text: str) -> None:
         tqdm.write(text, file=sys.stderr)
     else:
         print(text, file=sys.stderr, flush=True)
+
+
+def told(values: Mapping[str, float]) -> str:
+    """Figures by name, for such a line."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from bench.pairs.qproxy import QProxy
 from bench.record import Figure, Record
 from bench.rounds import Bench, CpuMeter, Measure, run_rounds, utc_now
 from bench.stats import MIN_ROUNDS, Spread, percentile
-from bench.study import table
+from bench.study import table_page
 from bench.throughput import QUICK_BYTES
 from bench.transfer import DIRECTIONS, blocking_transfer, limit_s
 
@@ -110,8 +110,6 @@ def _latencies(samples: list[float]) -> dict[str, float]:
 
 def rekey_markdown(record: Record) -> str:
     """Ratios of the pair that rekeys to the one that does not, goals marked."""
-    host = record.host
-    parameters = ", ".join(f"{name} {value}" for name, value in record.parameters.items())
     head = ["figure", f"{EVERY_SECOND}", OFF, "ratio", "goal", "verdict"]
     rows = [
         row
@@ -128,12 +126,7 @@ def rekey_markdown(record: Record) -> str:
             f" {(on.median - off.median) / 1000:.2%} of one core"
             f" (counted in ticks of 10 ms over {record.parameters['idle_s']:g} s)",
         )
-    listed = "\n".join(f"- {note}" for note in notes)
-    return (
-        f"### {record.benchmark}, {record.started}\n\n"
-        f"{host.cpu}, {host.cores} cores, {host.kernel}, {host.python}, {host.openssl}  \n"
-        f"{parameters}\n\n{table(head, rows)}\n\n{listed}\n"
-    )
+    return table_page(record, head, rows, notes)
 
 
 _FIGURES = (

@@ -15,7 +15,7 @@ from bench.children import cpu_seconds, wait_until
 from bench.generator import Client, ClientT, Generator, Service
 from bench.host import OthersMeter, load_average
 from bench.pairs import ProxyPair, Running, Site
-from bench.progress import bar, say
+from bench.progress import bar, say, told
 from bench.record import Record, Row, Sample
 from bench.stats import BenchError
 from qproxy.pki import init_pki
@@ -110,7 +110,7 @@ def _measure_once(
             for case, values in measure(Bench(pair.name, running, client, service, number == 0)):
                 busy = {**values, "load_average": load_average()}
                 record.samples.append(Sample(row.name, number, case, busy))
-                say(f"round {number + 1}  {row.name:<20} {case:<6} {_values(values)}")
+                say(f"round {number + 1}  {row.name:<20} {case:<6} {told(values)}")
             client.release()
         row.facts.append(dict(running.facts))
     except (BenchError, OSError) as error:
@@ -161,10 +161,6 @@ class CpuMeter:
         """The same, and of what helps the pair, all together."""
         helpers = sum(child.cpu_seconds() for child in self._running.helpers)
         return helpers + sum(self._by_role().values())
-
-
-def _values(values: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "bytes")
 
 
 def file_name(name: str) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.document import Table, markdown_table
 from bench.host import Host
-from bench.record import FORMAT
+from bench.record import FORMAT, Record
 from bench.stats import Spread
 
 
@@ -127,15 +128,11 @@ class Study:
 
     # For tables.
 
-    def heading(self) -> str:
-        """What a reader must know before the figures."""
-        host = self.host
-        parameters = ", ".join(f"{name} {value}" for name, value in self.parameters.items())
-        return (
-            f"### {self.benchmark}, {self.started}\n\n"
-            f"{host.cpu}, {host.cores} cores, {host.kernel}, {host.python}, {host.openssl}  \n"
-            f"{parameters}"
-        )
+    def page(self, head: list[str], rows: list[list[str]], notes: Iterable[str]) -> str:
+        """A table of its figures, and beneath it notes, what failed and what was missed."""
+        failed = [f"FAILED: {text}" for text in self.failed]
+        missed = [f"missed: {text}" for text in self.missed]
+        return table_page(self, head, rows, [*notes, *failed, *missed])
 
     def cell(self, case: str, value: str, form: str = ".2f") -> str:
         """Median, range and verdict of one figure, for a table."""
@@ -147,7 +144,15 @@ class Study:
         return f"{spread.median:{form}} ({spread.low:{form}} to {spread.high:{form}}){word}"
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; the first column is text."""
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def table_page(
+    record: Study | Record, head: list[str], rows: list[list[str]], notes: Iterable[str]
+) -> str:
+    """A page of Markdown: what a reader must know before the figures, a table, and notes."""
+    host = record.host
+    parameters = ", ".join(f"{name} {value}" for name, value in record.parameters.items())
+    listed = "\n".join(f"- {note}" for note in notes)
+    return (
+        f"### {record.benchmark}, {record.started}\n\n"
+        f"{host.cpu}, {host.cores} cores, {host.kernel}, {host.python}, {host.openssl}  \n"
+        f"{parameters}\n\n{markdown_table(Table(head, rows))}\n\n{listed}\n"
+    )

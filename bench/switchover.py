@@ -36,7 +36,7 @@ from bench.mixed_load import MixedLoad
 from bench.progress import bar, say
 from bench.rounds import utc_now
 from bench.stats import BenchError, percentile
-from bench.study import Goal, Observation, Study, table
+from bench.study import Goal, Observation, Study
 from qproxy.modes import Mode
 
 #: The load runs for so long before anything is measured, in seconds.
@@ -261,11 +261,8 @@ def switchover_markdown(study: Study) -> str:
         f"goals: healed to hybrid < {CLIMB_GOAL_S:g} s, gap ≤ {GAP_GOAL:g} p99, nothing lost or"
         " broken (streams, tunnels); each must hold in every repetition",
         *(f"{case}: settings {_settings(study, case)}" for case in study.cases),
-        *(f"FAILED: {text}" for text in study.failed),
-        *(f"missed: {text}" for text in study.missed),
     ]
-    listed = "\n".join(f"- {note}" for note in notes)
-    return f"{study.heading()}\n\n{table(head, rows)}\n\n{listed}\n"
+    return study.page(head, rows, notes)
 
 
 def _settings(study: Study, case: str) -> str:

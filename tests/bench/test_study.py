@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from bench.study import Goal, Observation, Study, table
+from bench.document import Table, markdown_table
+from bench.study import Goal, Observation, Study
 from tests.bench.helpers import HOST
 
 
@@ -72,7 +73,7 @@ def test_the_record_holds_every_sample_and_every_verdict(study, tmp_path):
 
 
 def test_a_table_is_markdown():
-    assert table(["a", "b"], [["x", "1"]]).split("\n") == [
+    assert markdown_table(Table(["a", "b"], [["x", "1"]])).split("\n") == [
         "| a | b |",
         "| --- | ---: |",
         "| x | 1 |",

@@ -21,6 +21,7 @@ How a run is made, and why:
 ======================  ==========================================================================
 :mod:`bench.pairs`      one class per kind of proxy: how to configure, start and ask it its version
 :mod:`bench.traffic`    the load generator, run as programs; :mod:`bench.load` is an older one
+:mod:`bench.lines`      how a load generator's client is told what to do, line by line
 :mod:`bench.path`       a path with delay and rate, for the load generator :mod:`bench.flow`
 :mod:`bench.children`   processes: started, waited for with a deadline, ended by process ID
 :mod:`bench.rounds`     one pair up and running with its load generators; interleaved rounds

@@ -34,24 +34,21 @@ import sys
 import time
 from typing import Any
 
+from bench.lines import answer_lines
+from bench.load import STALL_S, LoadError, prepare, receive_exactly
+
 #: Blocks of bulk data, in bytes.
 BLOCK_BYTES = 256 * 1024
 #: Arrivals are counted in intervals of so many seconds.
 INTERVAL_S = 0.02
 #: No more intervals than these; later bytes count in the last one.
 MAX_INTERVALS = 15_000
-#: How long one system call on a socket may block, and an answer may take, in seconds.
-STALL_S = 30.0
 #: No answer of the service is longer, in bytes.
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 
 REQUEST = struct.Struct(">cQ")
 _LENGTH = struct.Struct(">I")
 _MORE, _LAST = b"\0", b"\1"
-
-
-class FlowError(Exception):
-    """The path under test lost or held up bytes."""
 
 
 class Timeline:
@@ -70,15 +67,6 @@ class Timeline:
         self.intervals[index] += count
 
 
-def prepare(sock: socket.socket) -> None:
-    """No delay for small messages; blocking calls that the kernel bounds."""
-    sock.settimeout(None)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    timeout = struct.pack("ll", int(STALL_S), 0)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
-
-
 def send_blocks(sock: socket.socket, duration_s: float) -> None:
     """Send blocks for so long, the last one marked."""
     block = memoryview(_MORE + bytes(BLOCK_BYTES - 1))
@@ -89,31 +77,18 @@ def send_blocks(sock: socket.socket, duration_s: float) -> None:
 
 
 def receive_blocks(sock: socket.socket, timeline: Timeline) -> None:
-    """Receive blocks up to the marked one. Raises FlowError where it never comes."""
+    """Receive blocks up to the marked one. Raises LoadError where it never comes."""
     block = memoryview(bytearray(BLOCK_BYTES))
     while True:
         filled = 0
         while filled < BLOCK_BYTES:
             count = sock.recv_into(block[filled:])
             if not count:
-                raise FlowError("end of file before the last block")
+                raise LoadError("end of file before the last block")
             timeline.add(count)
             filled += count
         if block[:1] == _LAST:
             return
-
-
-def receive_exactly(sock: socket.socket, size: int) -> bytes:
-    """``size`` bytes, or b"" where the connection ended before the first of them."""
-    data = bytearray()
-    while len(data) < size:
-        part = sock.recv(size - len(data))
-        if not part:
-            if data:
-                raise FlowError("end of file in the middle of a message")
-            return b""
-        data += part
-    return bytes(data)
 
 
 # The service.
@@ -168,7 +143,7 @@ def _serve_quietly(sock: socket.socket) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         serve_connection(sock)
-    except (OSError, FlowError):
+    except (OSError, LoadError):
         os._exit(1)
     os._exit(0)
 
@@ -195,10 +170,10 @@ def flow(request: dict[str, Any]) -> dict[str, Any]:
 def _answer(sock: socket.socket) -> bytes:
     head = receive_exactly(sock, _LENGTH.size)
     if not head:
-        raise FlowError("no answer from the service")
+        raise LoadError("no answer from the service")
     (size,) = _LENGTH.unpack(head)
     if size > MAX_ANSWER_BYTES:
-        raise FlowError(f"an answer of {size} bytes")
+        raise LoadError(f"an answer of {size} bytes")
     return receive_exactly(sock, size)
 
 
@@ -222,14 +197,14 @@ class _Small:
         self.latencies_us: list[int] = []
 
     def run(self) -> None:
-        """Send all, wait for all. Raises FlowError where an answer stays away."""
+        """Send all, wait for all. Raises LoadError where an answer stays away."""
         message = bytes(self._size)
         began = time.perf_counter()
         end = began + self._total * self._every_s + STALL_S
         while len(self.latencies_us) < self._total:
             now = time.perf_counter()
             if now > end:
-                raise FlowError(f"{self._total - len(self.latencies_us)} requests not answered")
+                raise LoadError(f"{self._total - len(self.latencies_us)} requests not answered")
             next_due = began + len(self._due) * self._every_s
             if len(self._due) < self._total and now >= next_due:
                 # Timed from when it was due: a client held up must not look like a fast path.
@@ -243,7 +218,7 @@ class _Small:
     def _receive(self) -> None:
         data = self._sock.recv(65536)
         if not data:
-            raise FlowError("end of file among the small requests")
+            raise LoadError("end of file among the small requests")
         now = time.perf_counter()
         self._unread += len(data)
         while self._unread >= self._size:
@@ -274,7 +249,7 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
         began = time.perf_counter()
         sock.sendall(REQUEST.pack(b"E", 0) + b"?")
         if receive_exactly(sock, 1) != b"?":
-            raise FlowError("no echo")
+            raise LoadError("no echo")
         return {"seconds": time.perf_counter() - began}
 
 
@@ -284,22 +259,16 @@ def _connected(request: dict[str, Any]) -> socket.socket:
     return sock
 
 
-def run_client() -> None:
-    """Requests on standard input, answers on standard output, one JSON object a line."""
+def handle(request: dict[str, Any]) -> dict[str, Any]:
+    """Do what is asked. Raises LoadError, OSError."""
     actions = {"flow": flow, "small": small, "probe": probe}
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer = actions[request["do"]](request)
-        except (OSError, FlowError) as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+    return actions[request["do"]](request)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["service"] and len(sys.argv) == 3:
         run_service(sys.argv[2])
     elif sys.argv[1:] == ["client"]:
-        run_client()
+        answer_lines(handle, OSError, LoadError)
     else:
         sys.exit("usage: python -m bench.flow service HOST|client")

@@ -27,12 +27,13 @@ import json
 import re
 import socket
 import ssl
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from bench.lines import answer_lines
 
 #: How long one system call on a socket may block, in seconds.
 STALL_S = 30.0
@@ -215,16 +216,5 @@ class Load:
         }
 
 
-def main() -> None:
-    """Do what standard input says, line by line, until it ends."""
-    load = Load()
-    for line in sys.stdin:
-        try:
-            answer = load.do(json.loads(line))
-        except (LoadError, OSError) as error:
-            answer = {"error": str(error)}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    answer_lines(Load().do, OSError, LoadError)

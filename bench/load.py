@@ -20,7 +20,6 @@ On the wire, the client asks (1 byte what, 8 bytes how many) and then:
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import socket
 import struct
@@ -29,6 +28,8 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any
+
+from bench.lines import answer_lines
 
 #: Buffer that is sent again and again, in bytes.
 SEND_BYTES = 1024 * 1024
@@ -47,7 +48,11 @@ class LoadError(Exception):
 
 
 def prepare(sock: socket.socket) -> None:
-    """Bounded blocking by the kernel: settimeout() would cost a poll() before every call."""
+    """No delay for small messages; calls block, and the kernel bounds them.
+
+    settimeout() would cost a poll() before every call.
+    """
+    sock.settimeout(None)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     timeout = struct.pack("ll", int(STALL_S), 0)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
@@ -181,7 +186,6 @@ class Client:
         if action == "connect":
             self.close()
             self._sock = socket.create_connection(("127.0.0.1", request["port"]), STALL_S)
-            self._sock.settimeout(None)
             prepare(self._sock)
         elif action == "close":
             self.close()
@@ -238,15 +242,9 @@ def _compare(ours: bytes, theirs: bytes) -> None:
 
 
 def run_client() -> None:
-    """Requests on standard input, answers on standard output, one JSON object a line."""
+    """Do what is asked, line by line."""
     client = Client()
-    for line in sys.stdin:
-        try:
-            answer = client.handle(json.loads(line))
-        except (OSError, LoadError) as error:
-            client.close()
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+    answer_lines(client.handle, OSError, LoadError, failed=client.close)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ has sent its last message does not know yet whether its certificate was taken.
 
 from __future__ import annotations
 
-import json
 import socket
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 from OpenSSL import SSL
 
+from bench.lines import answer_lines
 from bench.pairs.base import FAR_NAME, NEAR_NAME
 from qproxy.modes import ClientAuth
 from qproxy.tls.context import client_context, expect_server_name, server_context
@@ -101,15 +101,13 @@ def _prepare(sock: socket.socket) -> None:
 
 
 def run_client(pki: Path) -> None:
-    """Requests on standard input, answers on standard output, one JSON object a line."""
+    """Do what is asked, line by line."""
     context = near_context(pki)
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer = handshakes(context, request["port"], request["count"], request["pause_s"])
-        except (OSError, SSL.Error) as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+
+    def handle(request: dict[str, Any]) -> dict[str, Any]:
+        return handshakes(context, request["port"], request["count"], request["pause_s"])
+
+    answer_lines(handle, OSError, SSL.Error)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ certificate is not verified; it is the work of the other end that is measured.
 
 from __future__ import annotations
 
-import json
 import socket
 import ssl
 import sys
@@ -25,6 +24,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from bench.lines import answer_lines
 from bench.traffic.wire import GOOD, HEADER, WINDOW_BYTES, TrafficError, message, pattern
 
 #: How long one system call may block, in seconds.
@@ -141,28 +141,19 @@ def upload(port: int, total: int, connections: int) -> float:
             tls.close()
 
 
-def _do(request: dict[str, Any]) -> float:
+def handle(request: dict[str, Any]) -> dict[str, Any]:
+    """Do what is asked. Raises TrafficError, OSError."""
     match request["do"]:
         case "handshakes":
-            return handshakes(request["port"], request["count"], request["threads"])
+            seconds = handshakes(request["port"], request["count"], request["threads"])
         case "upload":
-            return upload(request["port"], request["bytes"], request["connections"])
+            seconds = upload(request["port"], request["bytes"], request["connections"])
         case other:
             raise TrafficError(f"unknown action {other!r}")
-
-
-def run_client() -> None:
-    """Requests on standard input, answers on standard output, one JSON object a line."""
-    for line in sys.stdin:
-        answer: dict[str, Any]
-        try:
-            answer = {"seconds": _do(json.loads(line))}
-        except (OSError, TrafficError) as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+    return {"seconds": seconds}
 
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["client"]:
         sys.exit("usage: python -m bench.tls_load client")
-    run_client()
+    answer_lines(handle, OSError, TrafficError)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 
+from bench.lines import answer_lines
 from bench.traffic.client import Client
 from bench.traffic.service import Service
 from bench.traffic.wire import TrafficError
@@ -20,13 +20,7 @@ def _run_service() -> None:
 
 def _run_client() -> None:
     client = Client()
-    for line in sys.stdin:
-        try:
-            answer = client.handle(json.loads(line))
-        except (OSError, TrafficError) as error:
-            client.close()
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+    answer_lines(client.handle, OSError, TrafficError, failed=client.close)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ class Flow:
 
     Attributes:
         interval_s: length of an interval.
-        intervals: bytes that came in each, from the client's request on.
+        intervals: bytes that came in each, from the request on: down, from its leaving the client;
+            up, from its coming to the service.
         duration_s: for how long the sender was to send.
     """
 

@@ -1,6 +1,6 @@
 """What an attacker can read who has the relays, the wire, and this or that secret beside them.
 
-Two real tunnel cores run three epochs over memory, with QKD keys that have travelled over three
+Two real tunnel cores run three epochs over memory, with keys that have travelled over three
 simulated relays. Everything either of them sends is recorded, and everything between the relays.
 The attacker (`tests/sim/attacker.py`) is an implementation of its own: with all the secrets it
 reads every byte, so that its failing says something about the secret it lacks.
@@ -165,7 +165,7 @@ def test_with_any_of_them_missing_he_reads_nothing(recording, names):
 
 
 def test_every_relays_store_and_the_whole_wire_are_not_enough_without_the_ml_kem_secret(recording):
-    """The issue's first half: every key of every relay, and TLS broken on top."""
+    """Every key of every relay, and TLS broken on top."""
     relays = relays_store(recording, *RELAYS)
     assert set(relays) == set(recording.qkd)
     for loot in (Loot(qkd=relays), Loot(qkd=relays, tls=recording.tls)):
@@ -174,7 +174,7 @@ def test_every_relays_store_and_the_whole_wire_are_not_enough_without_the_ml_kem
 
 
 def test_the_ml_kem_secret_is_not_enough_without_the_qkd_key(recording):
-    """The second half: every ML-KEM secret, TLS broken, and the wire between the relays."""
+    """Every ML-KEM secret, TLS broken, and the wire between the relays."""
     between_relays = [sealed for _, sealed in recording.trial.wire]
     for qkd in (None, between_relays):
         with pytest.raises(CannotReadError):
@@ -206,7 +206,7 @@ def test_a_hop_key_and_what_was_on_the_hop_are_as_good_as_the_key_itself(recordi
 
 
 def test_relays_that_fall_later_give_away_nothing_for_the_chain_holds_the_first_key():
-    """Every later secret is his; what the first QKD key put into the chain is not."""
+    """Every later secret is his; what the first key put into the chain is not."""
     recording = record(hostile_from=2)
     relays = relays_store(recording, *RELAYS)
     assert set(relays) == set(recording.qkd[1:])

@@ -79,9 +79,9 @@ def _peer_lines(peer: PeerConfig, config: GatewayConfig, findings: Findings) -> 
         yield "    policy off: classical-only, ML-KEM without QKD keys"
     else:
         fall_back = {
-            Policy.OFF: "uses QKD keys only where the peer demands them",
-            Policy.PREFER: "falls back to classical-only without QKD keys",
-            Policy.REQUIRE: f"closes tunnels after {peer.max_without_qkd_s:g} s without a QKD key",
+            Policy.OFF: "uses keys of a source only where the peer demands them",
+            Policy.PREFER: "falls back to classical-only without a key",
+            Policy.REQUIRE: f"closes tunnels after {peer.max_without_qkd_s:g} s without a key",
         }[peer.policy]
         yield f"    policy {peer.policy}: {fall_back}"
         if len(peer.paths) > 1:

@@ -143,7 +143,7 @@ def _add_pki(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _add_pad(commands: argparse._SubParsersAction[_Parser]) -> None:
-    pad = commands.add_parser("pad", help="directories of keys for trials")
+    pad = commands.add_parser("pad", help="pre-shared pads, for sites without a KME")
     make = pad.add_subparsers(metavar="COMMAND", required=True).add_parser(
         "make",
         help="write the matching directories of two sites",

@@ -511,6 +511,7 @@ def test_check_looks_into_a_pad(room, capsys):
     assert code == 0
     assert "from pad (files in" in out
     assert "a pre-shared pad and no QKD keys" in out
+    assert out.count("QKD") == 1
     assert "3 left to dial with, 3 to be dialled" in out
     assert "the pad of pad has 3 keys left for peer gw-b" in err
     rewrite(room, "key_source: pad", "key_source: pad, qkd_key_size_bits: 512")

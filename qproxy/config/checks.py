@@ -1,6 +1,6 @@
 """What one key alone cannot show: values that do not fit each other, names that lead nowhere.
 
-Everything here is an error. What is merely unwise is in `qproxy.config.advice`.
+Everything here is an error. What is merely unwise is in `qproxy.cli.preflight`.
 """
 
 from __future__ import annotations

@@ -7,6 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import hastened
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``hastened`` run by that clock: their mark goes before pytest-trio's own."""
+    for item in items:
+        if item.get_closest_marker("hastened") is not None:
+            item.add_marker(pytest.mark.trio(run=hastened.run), append=False)
+
 
 @pytest.fixture(autouse=True)
 def _log_levels_as_they_were() -> Iterator[None]:

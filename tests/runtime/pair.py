@@ -84,7 +84,7 @@ class GatewayPair:
     async def until(self, condition: Callable[[], bool], limit_s: float = 20.0) -> None:
         with trio.fail_after(limit_s):
             while not condition():
-                await trio.sleep(0.005)
+                await trio.sleep(0.02)
 
     async def until_mode(self, mode: Mode) -> None:
         await self.until(

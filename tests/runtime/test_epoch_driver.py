@@ -17,6 +17,8 @@ from qproxy.tunnel.events import EpochCommitted, EpochDue
 from tests.runtime.fakes import FakeSource
 from tests.runtime.pair import GatewayPair, gateway_pair
 
+pytestmark = pytest.mark.hastened
+
 #: A key of 256 bits a second.
 ONE_KEY_PER_S_BPS = 256.0
 

@@ -10,6 +10,8 @@ from qproxy.tunnel.events import EpochCommitted, TunnelEstablished
 from tests.runtime.fakes import FakeSource
 from tests.runtime.pair import GatewayPair, gateway_pair
 
+pytestmark = pytest.mark.hastened
+
 
 async def test_the_first_epoch_is_hybrid_when_keys_can_be_had() -> None:
     async with gateway_pair() as pair:

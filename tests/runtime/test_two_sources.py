@@ -17,6 +17,8 @@ from tests.admin import made
 from tests.runtime.fakes import FakeSource
 from tests.runtime.pair import GatewayPair, WatchedPeer, gateway_pair
 
+pytestmark = pytest.mark.hastened
+
 PATHS = ("north", "south")
 BOTH = {"source-a-north", "source-a-south"}
 

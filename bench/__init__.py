@@ -26,6 +26,7 @@ How a run is made, and why:
 :mod:`bench.children`   processes: started, waited for with a deadline, ended by process ID
 :mod:`bench.rounds`     one pair up and running with its load generators; interleaved rounds
 :mod:`bench.delayed`    the same over delayed paths, in a :mod:`bench.namespace`
+:mod:`bench.long_paths` what the benchmarks that do so share
 :mod:`bench.stats`      medians, spread, ratios, and whether a ratio means anything
 :mod:`bench.record`     what a run leaves behind, as JSON; :mod:`bench.store` reads it back
 :mod:`bench.study`      the same for runs held against goals of their own, without other programs

@@ -9,26 +9,27 @@ added by the programs at its ends.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 from bench import namespace
 from bench import path as path_module
-from bench.children import sigterm_as_exit
-from bench.command import Benchmark, add_pair_option, chosen_pairs, one_subject
+from bench.command import Benchmark, add_pair_option, one_subject
 from bench.delayed import DelayedBench, DelayedMeasure, percentiles, run_delayed
-from bench.host import Host
+from bench.long_paths import (
+    PathParameters,
+    add_path_options,
+    inside,
+    lead_of,
+    path_record,
+    run_part,
+)
 from bench.pairs import ProxyPair
-from bench.path import CONGESTION_CONTROL, PathSettings
+from bench.path import PathSettings
 from bench.progress import say
 from bench.record import Figure, Record
 from bench.record_report import record_markdown
-from bench.rounds import utc_now
-from bench.throughput import DIRECTIONS
-from bench.wan import add_path_options, inside, lead_of
+from bench.transfer import DIRECTIONS
 
 _NAME = "fairness"
 FIGURES = (
@@ -42,26 +43,17 @@ FIGURES = (
 
 
 @dataclass(frozen=True, slots=True)
-class FairnessParameters:
-    """What a run measures.
+class FairnessParameters(PathParameters):
+    """What a run measures. Loopback comes first, always.
 
     Attributes:
-        rounds: how often each pair is measured.
-        round_trips_ms: of the delayed paths; loopback comes first, always.
-        megabits_per_s: of the paths.
         queue_ms: of the paths; their windows keep it empty.
-        congestion_control: TCP's on the paths.
-        small_s: how long small requests are sent, each time.
-        lead_s: how long bulk runs before small requests beside it, and 15 round trips more.
     """
 
     rounds: int = 5
     round_trips_ms: tuple[float, ...] = (100.0,)
-    megabits_per_s: float = 1000.0
-    queue_ms: float = 200.0
-    congestion_control: str = CONGESTION_CONTROL
     small_s: float = 6.0
-    lead_s: float = 1.0
+    queue_ms: float = 200.0
 
     @property
     def paths(self) -> list[PathSettings]:
@@ -82,7 +74,7 @@ def run_fairness(pairs: Sequence[ProxyPair], parameters: FairnessParameters) -> 
     """Measure. Without network namespaces on loopback alone, and the record says so."""
     reason = path_module.missing() or namespace.missing()
     if reason is None:
-        return inside(__name__, pairs, asdict(parameters))
+        return inside(__name__, pairs, parameters)
     say(f"{_NAME}: delayed paths skipped, {reason}")
     record = new_record(parameters)
     record.notes.append(f"delayed paths skipped: {reason}")
@@ -92,19 +84,15 @@ def run_fairness(pairs: Sequence[ProxyPair], parameters: FairnessParameters) -> 
 
 def new_record(parameters: FairnessParameters) -> Record:
     """An empty one."""
-    return Record(
-        benchmark=_NAME,
-        started=utc_now(),
-        host=Host.here(),
-        parameters={
-            **asdict(parameters),
-            "round_trips_ms": ", ".join(f"{each:g}" for each in parameters.round_trips_ms),
-            "path_tools": namespace.tools(),
-        },
-        value="p99_ms",
-        cost="",
-        figures=FIGURES,
-    )
+    return path_record(_NAME, parameters, FIGURES, value="p99_ms")
+
+
+def run_here(pairs: Sequence[ProxyPair], parameters: FairnessParameters) -> Record:
+    """Measure in this process's network namespace."""
+    record = new_record(parameters)
+    paths = [None, *parameters.paths]
+    run_delayed(record, pairs, parameters.rounds, paths, measure(parameters))
+    return record
 
 
 def measure(parameters: FairnessParameters) -> DelayedMeasure:
@@ -157,16 +145,5 @@ FAIRNESS = Benchmark(
 )
 
 
-def main(arguments: Sequence[str]) -> None:
-    """The part that runs inside the namespace."""
-    parameters = FairnessParameters(**json.loads(arguments[0]))
-    record = new_record(parameters)
-    pairs = chosen_pairs(argparse.Namespace(pairs=json.loads(arguments[1])))
-    paths = [None, *parameters.paths]
-    run_delayed(record, pairs, parameters.rounds, paths, measure(parameters))
-    record.write(Path(arguments[2]))
-
-
 if __name__ == "__main__":
-    with sigterm_as_exit():
-        main(sys.argv[1:])
+    run_part(FairnessParameters, run_here)

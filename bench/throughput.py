@@ -34,15 +34,6 @@ from bench.record_report import record_markdown
 from bench.rounds import Bench, Measure, run_rounds, utc_now
 from bench.transfer import BOTH, DIRECTIONS, blocking_transfer, epoll_transfer, limit_s
 
-__all__ = [
-    "DIRECTIONS",
-    "QUICK_BYTES",
-    "THROUGHPUT",
-    "ThroughputParameters",
-    "limit_s",
-    "run_throughput",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class ThroughputParameters:

@@ -10,27 +10,28 @@ packets and all that share it wait; the row without proxies shows how much of th
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 from bench import namespace
 from bench import path as path_module
-from bench.children import sigterm_as_exit
-from bench.command import Benchmark, add_pair_option, chosen_pairs, one_subject, positive
+from bench.command import Benchmark, add_pair_option, one_subject
 from bench.delayed import DelayedBench, DelayedMeasure, percentiles, run_delayed
-from bench.host import Host
+from bench.long_paths import (
+    PathParameters,
+    add_path_options,
+    inside,
+    lead_of,
+    path_record,
+    run_part,
+)
 from bench.pairs import ProxyPair
-from bench.path import CONGESTION_CONTROL, PathSettings
+from bench.path import PathSettings
 from bench.progress import say
 from bench.record import Figure, Record, Row
 from bench.record_report import record_markdown
 from bench.rounds import utc_now
-from bench.store import load_record
-from bench.throughput import DIRECTIONS
+from bench.transfer import DIRECTIONS
 
 _NAME = "wan"
 FIGURES = (
@@ -44,28 +45,18 @@ FIGURES = (
 
 
 @dataclass(frozen=True, slots=True)
-class WanParameters:
+class WanParameters(PathParameters):
     """What a run measures.
 
     Attributes:
-        rounds: how often each pair is measured.
-        round_trips_ms: of the paths.
-        megabits_per_s: of the paths.
         least_queue_ms: a path's queue is as long as its round trip, but no shorter than this.
-        congestion_control: TCP's on the paths.
         bulk_s: how long a transfer sends.
-        small_s: how long small requests are sent.
-        lead_s: how long bulk runs before small requests beside it, and 15 round trips more.
     """
 
     rounds: int = 3
     round_trips_ms: tuple[float, ...] = (5.0, 30.0, 100.0)
-    megabits_per_s: float = 1000.0
     least_queue_ms: float = 20.0
-    congestion_control: str = CONGESTION_CONTROL
     bulk_s: float = 6.0
-    small_s: float = 4.0
-    lead_s: float = 1.0
 
     @property
     def paths(self) -> list[PathSettings]:
@@ -85,7 +76,7 @@ def run_wan(pairs: Sequence[ProxyPair], parameters: WanParameters) -> Record:
     """Measure, in a network namespace of its own. Without one, every row says why it is empty."""
     reason = path_module.missing() or namespace.missing()
     if reason is None:
-        return inside(__name__, pairs, asdict(parameters))
+        return inside(__name__, pairs, parameters)
     say(f"{_NAME}: skipped, {reason}")
     record = new_record(parameters)
     record.rows = [Row(pair.name, pair.kind, skipped=reason) for pair in pairs]
@@ -93,33 +84,16 @@ def run_wan(pairs: Sequence[ProxyPair], parameters: WanParameters) -> Record:
     return record
 
 
-def inside(module: str, pairs: Sequence[ProxyPair], parameters: Mapping[str, object]) -> Record:
-    """Let a benchmark's module run as a program in a network namespace, and read its record."""
-    names = [pair.name for pair in pairs]
-    with tempfile.TemporaryDirectory(prefix="qproxy-bench-") as directory:
-        output = Path(directory) / "record.json"
-        namespace.run_inside(module, [json.dumps(parameters), json.dumps(names), str(output)])
-        record = load_record(output)
-    if not isinstance(record, Record):
-        raise TypeError(f"expected a record of pairs, got {type(record).__name__}")
-    return record
-
-
 def new_record(parameters: WanParameters) -> Record:
     """An empty one."""
-    return Record(
-        benchmark=_NAME,
-        started=utc_now(),
-        host=Host.here(),
-        parameters={
-            **asdict(parameters),
-            "round_trips_ms": ", ".join(f"{each:g}" for each in parameters.round_trips_ms),
-            "path_tools": namespace.tools(),
-        },
-        value="mb_per_s",
-        cost="cpu_s_per_gb",
-        figures=FIGURES,
-    )
+    return path_record(_NAME, parameters, FIGURES, value="mb_per_s", cost="cpu_s_per_gb")
+
+
+def run_here(pairs: Sequence[ProxyPair], parameters: WanParameters) -> Record:
+    """Measure in this process's network namespace."""
+    record = new_record(parameters)
+    run_delayed(record, pairs, parameters.rounds, parameters.paths, measure(parameters))
+    return record
 
 
 def measure(parameters: WanParameters) -> DelayedMeasure:
@@ -155,11 +129,6 @@ def bulk_values(bench: DelayedBench, direction: str, duration_s: float) -> dict[
     return values
 
 
-def lead_of(path: PathSettings | None, lead_s: float) -> float:
-    """How long bulk runs before small requests beside it, in seconds: it has to fill the path."""
-    return lead_s if path is None else lead_s + 15 * path.round_trip_ms / 1000
-
-
 def _run(options: argparse.Namespace) -> tuple[Record, str]:
     usual = WanParameters()
     quick_paths = (100.0,) if options.quick else usual.round_trips_ms
@@ -172,24 +141,6 @@ def _run(options: argparse.Namespace) -> tuple[Record, str]:
     )
     record = run_wan(one_subject(options), parameters)
     return record, record_markdown(record)
-
-
-def add_path_options(parser: argparse.ArgumentParser) -> None:
-    """``--round-trip MS``, again and again, and ``--congestion-control``."""
-    parser.add_argument(
-        "--congestion-control",
-        default=CONGESTION_CONTROL,
-        metavar="NAME",
-        help="TCP's on the paths, such as bbr (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--round-trip",
-        action="append",
-        dest="round_trips_ms",
-        type=positive,
-        metavar="MS",
-        help="only paths of this round trip, in milliseconds; may be given again",
-    )
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -207,15 +158,5 @@ WAN = Benchmark(
 )
 
 
-def main(arguments: Sequence[str]) -> None:
-    """The part that runs inside the namespace."""
-    parameters = WanParameters(**json.loads(arguments[0]))
-    record = new_record(parameters)
-    pairs = chosen_pairs(argparse.Namespace(pairs=json.loads(arguments[1])))
-    run_delayed(record, pairs, parameters.rounds, parameters.paths, measure(parameters))
-    record.write(Path(arguments[2]))
-
-
 if __name__ == "__main__":
-    with sigterm_as_exit():
-        main(sys.argv[1:])
+    run_part(WanParameters, run_here)

@@ -416,6 +416,9 @@ class Tunnel:
                 if relay := self.relays.get(stream_id):
                     relay.wake()
             case _:
+                # The peer need not wait for what is made of it here, such as a line of the log.
+                if self.connection.output_pending:
+                    self.flush()
                 if isinstance(event, TunnelEstablished):
                     self.established.set()
                 elif isinstance(event, TunnelClosed):

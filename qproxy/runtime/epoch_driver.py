@@ -5,10 +5,15 @@ this class takes keys from the stock, makes the offer, and tells stock and link 
 of it. A change of the link's state asks for an epoch too: that is how a live tunnel falls back and
 climbs back. Only an epoch that is due for nothing but its age may be held back: a little, so that
 the tunnels of a pool do not draw keys at once, or for longer while keys are short.
+
+Where nothing has to be waited for, the decision falls in the reactor's turn that brought the wish,
+after everybody has been told what that turn brought: so it is never made inside the core's or
+another decision's doings, and a tunnel does not wait for trio to wake up. A task does the waiting.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 
@@ -18,6 +23,7 @@ from qproxy.errors import LocalProtocolError, Reason
 from qproxy.keys import QkdKey
 from qproxy.log import Logger
 from qproxy.modes import Mode, Policy
+from qproxy.net.reactor import current_reactor
 from qproxy.quantum.combine import CombinedReservation
 from qproxy.quantum.health import LinkChange, LinkState
 from qproxy.quantum.policy import PEER_HAS_NO_KEYS, Action, Decision, Situation
@@ -74,6 +80,12 @@ class EpochDriver:
         self._tunnels = tunnels
         self._wish: Reason | None = None
         self._wished = trio.Event()
+        #: The task has nothing to do but to wait for a wish.
+        self._idle = True
+        self._looks_soon = False
+        #: No decision before this, in seconds of trio's clock.
+        self._not_before = -math.inf
+        self._fault: Exception | None = None
         self._answered = trio.Event()
         self._reservation: CombinedReservation | None = None
         self._offered_ids: tuple[str, ...] = ()
@@ -102,7 +114,9 @@ class EpochDriver:
                 self._stagger()
             self._wish = reason
         self._hurried = self._hurried or reason is not Reason.REKEY_INTERVAL
-        self._wished.set()
+        if not self._looks_soon:
+            self._looks_soon = True
+            current_reactor().soon(self._look)
 
     def on_requested(self, reason: Reason) -> None:
         """The server would like a new epoch, because of its own link.
@@ -141,8 +155,7 @@ class EpochDriver:
         self._settle(lambda reservation, now: reservation.orphaned(now))
         if event.mode is Mode.HYBRID and event.reason in _KEY_FAILURES:
             self._key_failed(event.reason)
-        self._failures += 1
-        self.epoch_due(self._offered_wish)
+        self._try_again(self._offered_wish)
 
     @property
     def waits_for(self) -> Reason | None:
@@ -174,14 +187,21 @@ class EpochDriver:
         return max(policy.rekey_interval_s, stretched_s)
 
     async def run(self) -> None:
-        """Answer wishes until cancelled."""
+        """See to the wishes that must wait for something, until cancelled."""
         while True:
-            with trio.move_on_after(WAIT_S) as timeout:
-                await self._wished.wait()
+            self._idle = True
+            try:
+                with trio.move_on_after(WAIT_S) as timeout:
+                    await self._wished.wait()
+            finally:
+                self._idle = False
+            if self._fault is not None:
+                raise self._fault
             self._follow_request()
             if timeout.cancelled_caught and not self._climb_is_due():
                 continue
             self._wished = trio.Event()
+            await trio.sleep_until(self._not_before)
             if not self._tunnel.connection.epoch_exchange_idle:
                 # An exchange is under way; what came of it decides whether another is wanted.
                 await self._wait_for_answer()
@@ -192,9 +212,32 @@ class EpochDriver:
                     await self._wished.wait()
                 self._wished.set()
                 continue
-            await self._decide()
+            self._decide()
 
     # Inside.
+
+    def _look(self) -> None:
+        """The reactor's: decide at once, or wake the task where there is something to wait for."""
+        self._looks_soon = False
+        waits = self._wished.is_set() or trio.current_time() < self._not_before
+        if self._idle and not waits and self._tunnel.connection.epoch_exchange_idle:
+            try:
+                if self._held_s() <= 0:
+                    self._decide()
+            except Exception as error:  # raised where it costs this tunnel
+                self._fault = error
+        if self._wish is not None or self._fault is not None:
+            self._wished.set()
+
+    def _try_again(self, wish: Reason) -> None:
+        """After failures, offers come slower and slower; the first retry is at once."""
+        self._failures += 1
+        if self._failures > 1:
+            self._pause(min(RETRY_S * 2.0 ** (self._failures - 2), MAX_RETRY_S))
+        self.epoch_due(wish)
+
+    def _pause(self, pause_s: float) -> None:
+        self._not_before = trio.current_time() + pause_s
 
     def _key_failed(self, reason: Reason) -> None:
         """A hybrid attempt failed for a key: do without the paths to blame in this epoch.
@@ -291,8 +334,8 @@ class EpochDriver:
         if self._wish is not None:
             self._wished.set()
 
-    async def _decide(self) -> None:
-        await self._pace()
+    def _decide(self) -> None:
+        """Make an offer, or find out why not; a wish that still stands is looked at again."""
         wish = self._wish or Reason.LINK_CHANGE
         plan = self._plan(wish)
         decision = self._quantum.policy.decide(self._situation(plan, wish))
@@ -305,14 +348,15 @@ class EpochDriver:
                 self._hurried = False
                 return
             if not self._offer(wish, decision, decision.mode, plan):
-                await trio.sleep(RETRY_S)
+                self._pause(RETRY_S)
+                self._wished.set()
         elif decision.action is Action.REFUSE:
             self._say_refused(decision)
             self._tunnel.end(decision.reason)
         else:
             self._say_waiting(decision)
             # Soon enough to see the end of what an epoch may be stretched to, however short.
-            await trio.sleep(min(WAIT_S, self._quantum.policy.max_interval_s / 4))
+            self._pause(min(WAIT_S, self._quantum.policy.max_interval_s / 4))
             self._wished.set()
 
     def _plan(self, wish: Reason | None = None) -> Plan:
@@ -354,11 +398,6 @@ class EpochDriver:
             return False
         return self._mode is not Mode.HYBRID or set(plan.paths) <= set(self._paths)
 
-    async def _pace(self) -> None:
-        """After failures, offers come slower and slower; the first retry is at once."""
-        if self._failures > 1:
-            await trio.sleep(min(RETRY_S * 2.0 ** (self._failures - 2), MAX_RETRY_S))
-
     def _offer(self, wish: Reason, decision: Decision, mode: Mode, plan: Plan) -> bool:
         """Make an offer. False where its keys were not to be had: another tunnel was quicker."""
         now = trio.current_time()
@@ -369,12 +408,10 @@ class EpochDriver:
             # A new tunnel may be one to a restarted peer, which holds nothing any more.
             reservation = self._quantum.reserve(plan.paths, now, fresh=wish is Reason.INITIAL)
             if reservation is None:
-                self._wished.set()
                 return False
             try:
                 reservation.offered(now)
             except LocalProtocolError:
-                self._wished.set()
                 return False
             self._reservation = reservation
             self._offered_ids = reservation.key_ids
@@ -398,8 +435,7 @@ class EpochDriver:
                 return True  # There will be no further epoch: keys would be drawn for nothing.
             if error.reason is Reason.KEY_INVALID:
                 self._key_failed(error.reason)
-            self._failures += 1
-            self.epoch_due(wish)
+            self._try_again(wish)
         return True
 
     def _settle(self, end: Callable[[CombinedReservation, float], None]) -> None:

@@ -34,7 +34,7 @@ import contextlib
 import errno
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Protocol
 
 import trio
@@ -179,10 +179,14 @@ class _SocketEndpoint:
     holds_data = False
 
     def __init__(self, sock: socket.socket) -> None:
-        if sock.gettimeout() != 0.0:
-            sock.setblocking(False)
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            if sock.gettimeout() != 0.0:
+                sock.setblocking(False)
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:
+            sock.close()
+            raise
         self._socket = sock
         self._closed = False
         self._eof_sent = False
@@ -241,6 +245,9 @@ class TcpEndpoint(_SocketEndpoint):
 
     Args:
         sock: a connected stream socket; owned by the endpoint from here on.
+
+    Raises:
+        OSError: the socket takes no options; it is closed.
     """
 
     __slots__ = ()
@@ -355,10 +362,15 @@ class TlsEndpoint(_SocketEndpoint):
 
     @classmethod
     def server(cls, sock: socket.socket, context: SSL.Context) -> TlsEndpoint:
-        """The accepting side of a connected socket, which the endpoint owns from here on."""
-        connection = SSL.Connection(context, sock)
-        connection.set_accept_state()
-        return cls(sock, connection)
+        """The accepting side of a connected socket, which the endpoint owns from here on.
+
+        Raises:
+            Exception: it cannot be made; the socket is closed.
+        """
+        with _closed_on_failure(sock):
+            connection = SSL.Connection(context, sock)
+            connection.set_accept_state()
+            return cls(sock, connection)
 
     @classmethod
     def client(
@@ -371,12 +383,16 @@ class TlsEndpoint(_SocketEndpoint):
             context: from :func:`qproxy.tls.context.client_context`.
             server_name: DNS name or IP address the certificate must be for. None only where
                 the caller compares :attr:`peer_certificate` with a pinned one.
+
+        Raises:
+            Exception: it cannot be made; the socket is closed.
         """
-        connection = SSL.Connection(context, sock)
-        connection.set_connect_state()
-        if server_name is not None:
-            expect_server_name(connection, server_name)
-        return cls(sock, connection)
+        with _closed_on_failure(sock):
+            connection = SSL.Connection(context, sock)
+            connection.set_connect_state()
+            if server_name is not None:
+                expect_server_name(connection, server_name)
+            return cls(sock, connection)
 
     @property
     def handshake_done(self) -> bool:
@@ -630,6 +646,15 @@ class TlsEndpoint(_SocketEndpoint):
             detail = verify_failure_detail(self._connection)
             return ConnectionLost(reason, f"the peer's certificate is refused: {detail}")
         return ConnectionLost(Reason.TLS_FAILURE, f"TLS failed: {_openssl_text(error)}")
+
+
+@contextlib.contextmanager
+def _closed_on_failure(sock: socket.socket) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _chunk(data: Sequence[memoryview], index: int, offset: int, size: int) -> memoryview | bytes:

@@ -60,6 +60,8 @@ class Listener:
         self._peer = peer
         self._log = log.bind(listener=config.name)
         self._acceptors: list[Acceptor] = []
+        #: Arrivals whose TLS handshake is under way: nobody else knows of them.
+        self.shaking: set[_Arrival] = set()
         self._full = False
         self._nursery: trio.Nursery | None = None
         self._context: SSL.Context | None = None
@@ -103,7 +105,7 @@ class Listener:
         self._acceptors = []
 
     async def run(self) -> None:
-        """Accept until closed or cancelled."""
+        """Accept until cancelled. Who has no stream by then is reset."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._acceptors = [Acceptor(sock, self._on_accepted) for sock in self.sockets]
@@ -111,6 +113,8 @@ class Listener:
                 await trio.sleep_forever()
             finally:
                 self._stop_accepting()
+                for arrival in list(self.shaking):
+                    arrival.give_up(Reason.SHUTDOWN)
 
     def _on_accepted(self, sock: socket.socket, address: object) -> None:
         self.counters.accepted += 1
@@ -183,6 +187,7 @@ class _Arrival:
         endpoint = self._endpoint = TlsEndpoint.server(self._sock, context)
 
         def shaken(lost: ConnectionLost | None) -> None:
+            self._listener.shaking.discard(self)
             if lost is not None:
                 self.give_up(lost.reason, detail=str(lost))
                 return
@@ -191,6 +196,7 @@ class _Arrival:
             )
             self.guarded(self._find_tunnel)
 
+        self._listener.shaking.add(self)
         Handshake(endpoint, self._listener.config.handshake_timeout_s, shaken)
 
     def guarded(self, step: Callable[[], None]) -> None:
@@ -206,6 +212,7 @@ class _Arrival:
         if self._over:
             return
         self._over = True
+        self._listener.shaking.discard(self)
         if self._endpoint is not None:
             self._endpoint.abort()
         self._sock.close()

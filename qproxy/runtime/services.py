@@ -15,7 +15,7 @@ from OpenSSL import SSL
 
 from qproxy.address import TcpAddress
 from qproxy.config.model import PeerConfig, ServiceConfig
-from qproxy.errors import ProtocolError, Reason
+from qproxy.errors import Reason
 from qproxy.log import Logger
 from qproxy.net.endpoint import TLS_REFUSALS, ConnectionLost, TcpEndpoint, TlsEndpoint
 from qproxy.net.handshake import Handshake
@@ -268,12 +268,7 @@ class _Opening:
         if context is None:
             self._start(TcpEndpoint(result))
             return
-        try:
-            endpoint = TlsEndpoint.client(result, context, server_name=self._service.server_name)
-        except ProtocolError as error:
-            result.close()
-            self._refuse(error)
-            return
+        endpoint = TlsEndpoint.client(result, context, server_name=self._service.server_name)
 
         def shaken(lost: ConnectionLost | None) -> None:
             if lost is None:
@@ -310,7 +305,7 @@ class _Opening:
         timeout_s = self._service.config.connect_timeout_s
         self._refuse(ConnectionLost(Reason.CONNECT_TIMEOUT, f"no connection within {timeout_s} s"))
 
-    def _refuse(self, error: ConnectionLost | ProtocolError) -> None:
+    def _refuse(self, error: ConnectionLost) -> None:
         if self._settled:
             return
         self._leave()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from functools import partial
 
@@ -51,6 +52,38 @@ async def test_data_goes_both_ways(make_pair):
     assert await receive(a) == b"answer"
     a.close()
     b.close()
+
+
+class DeafSocket(socket.socket):
+    """A socket that takes no options."""
+
+    def setsockopt(self, *_):
+        raise OSError(errno.ENOBUFS, "as the test wants it")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(TcpEndpoint, id="tcp"),
+        pytest.param(lambda sock: TlsEndpoint.server(sock, tls_contexts()[0]), id="tls server"),
+        pytest.param(
+            lambda sock: TlsEndpoint.client(sock, tls_contexts()[1], server_name="a.test"),
+            id="tls client",
+        ),
+    ],
+)
+def test_a_socket_whose_endpoint_cannot_be_made_is_closed(make):
+    sock = DeafSocket()
+    with pytest.raises(OSError, match="as the test wants it"):
+        make(sock)
+    assert sock.fileno() == -1
+
+
+def test_a_socket_whose_servers_name_cannot_be_asked_for_is_closed():
+    sock = socket.socket()
+    with pytest.raises(TypeError):
+        TlsEndpoint.client(sock, tls_contexts()[1], server_name="a\0.test")
+    assert sock.fileno() == -1
 
 
 @pytest.mark.parametrize("make_pair", PAIRS)

@@ -83,10 +83,13 @@ async def test_the_limit_counts_the_connections_of_all_addresses_together(
     web.close()
 
 
-async def test_who_waits_for_a_tunnel_is_reset_and_counted_out_when_all_ends() -> None:
+@pytest.mark.parametrize("waits_for", ["a tunnel", "the handshake"])
+async def test_who_has_no_stream_yet_is_reset_and_counted_out_when_all_ends(waits_for: str) -> None:
     sockets = open_listeners(TcpAddress("127.0.0.1", 0))
     address = sockets[0].getsockname()
     web = listener(sockets)
+    if waits_for == "the handshake":
+        web.use_tls(tls_contexts()[0])
     with socket.create_connection(address) as app:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(web.run)

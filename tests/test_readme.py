@@ -50,3 +50,20 @@ def test_links_between_documents_lead_somewhere(document: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
     local = [link for link in links if "://" not in link]
     assert [link for link in local if not (document.parent / link).exists()] == []
+
+
+def anchors(text: str) -> set[str]:
+    """What a link may name of a document, as Git hosts make it of headings."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return {
+        re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    }
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_into_documents_name_a_heading(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for link, anchor in re.findall(r"\]\(((?:[^)#:]+\.md)?)#([^)]+)\)", text):
+        target = document if not link else document.parent / link
+        assert anchor in anchors(target.read_text(encoding="utf-8")), f"{link}#{anchor}"

@@ -8,11 +8,11 @@ import socket
 from collections.abc import Mapping
 from typing import Any, Final
 
-from qproxy.address import Address, UnixAddress
+from qproxy.address import Address, TcpAddress, UnixAddress
 
 #: For connecting, and for each piece of the answer.
 TIMEOUT_S: Final = 5.0
-#: Largest answer read.
+#: Largest answer read where nothing else is said.
 MAX_ANSWER_BYTES: Final = 16 << 20
 
 
@@ -51,11 +51,26 @@ def exchange(
     Raises:
         LocalHttpError: nobody answers, or not with a JSON object.
     """
-    connection: http.client.HTTPConnection
-    if isinstance(address, UnixAddress):
-        connection = _UnixConnection(address.path)
-    else:
-        connection = http.client.HTTPConnection(address.host, address.port, timeout=TIMEOUT_S)
+    status, found = fetch(address, method, path, document)
+    if found is None:
+        raise LocalHttpError(f"{address} answered {status} and no JSON object")
+    return status, found
+
+
+def fetch(
+    address: Address,
+    method: str,
+    path: str,
+    document: Mapping[str, object] | None = None,
+    *,
+    max_answer_bytes: int = MAX_ANSWER_BYTES,
+) -> tuple[int, dict[str, Any] | None]:
+    """The same where any answer will do; None for one that is no JSON object, or too large.
+
+    Raises:
+        LocalHttpError: nobody answers, or not in HTTP.
+    """
+    connection = _connection(address)
     headers = {"Accept": "application/json"}
     body = None
     if document is not None:
@@ -64,7 +79,7 @@ def exchange(
     try:
         connection.request(method, path, body=body, headers=headers)
         response = connection.getresponse()
-        answer = response.read(MAX_ANSWER_BYTES + 1)
+        answer = response.read(max_answer_bytes + 1)
     except OSError as error:
         raise LocalHttpError(f"no answer from {address}: {error.strerror or error}") from None
     except http.client.HTTPException as error:
@@ -72,9 +87,18 @@ def exchange(
     finally:
         connection.close()
     try:
-        found = json.loads(answer) if len(answer) <= MAX_ANSWER_BYTES else None
+        found = json.loads(answer) if len(answer) <= max_answer_bytes else None
     except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict):
-        raise LocalHttpError(f"{address} answered {response.status} and no JSON object")
-    return response.status, found
+    return response.status, found if isinstance(found, dict) else None
+
+
+def _connection(address: Address) -> http.client.HTTPConnection:
+    if isinstance(address, UnixAddress):
+        return _UnixConnection(address.path)
+    return http.client.HTTPConnection(_reachable(address), address.port, timeout=TIMEOUT_S)
+
+
+def _reachable(address: TcpAddress) -> str:
+    """Where to connect to reach a listener on every address."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)  # noqa: S104

@@ -14,9 +14,16 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from qproxy.admin.assess import peer_obstacle
+from qproxy.admin.parts import (
+    keys_used,
+    mode_counts,
+    oldest_key_age_s,
+    state_counts,
+    strictest,
+    weakest_key_use,
+    weakest_mode,
+)
 from qproxy.admin.status import (
-    KEY_USES,
-    MODES,
     GatewayStatus,
     KeySourceStatus,
     KeysUsed,
@@ -27,7 +34,6 @@ from qproxy.admin.status import (
     PolicyStatus,
     ReasonCounts,
     ServiceStatus,
-    StateReasonCount,
     StockStatus,
 )
 from qproxy.errors import Reason
@@ -151,15 +157,13 @@ def _numbered(status: GatewayStatus, number: int) -> GatewayStatus:
 def _merge_peers(live: list[PeerStatus], past: list[PeerStatus]) -> PeerStatus:
     every = [*live, *past]
     tunnels = tuple(tunnel for peer in live for tunnel in peer.tunnels)
-    modes = [tunnel.mode for tunnel in tunnels if tunnel.mode is not None]
-    ages = [tunnel.source_key_age_s for tunnel in tunnels if tunnel.source_key_age_s is not None]
     wanted = [peer.tunnels_wanted for peer in live if peer.tunnels_wanted is not None]
     return replace(
         every[0],
         tunnels_wanted=sum(wanted) if wanted else every[0].tunnels_wanted,
-        mode=min(modes, key=MODES.index, default=None),
-        source_key=min((tunnel.source_key for tunnel in tunnels), key=KEY_USES.index, default=None),
-        source_key_age_s=max(ages) if ages and len(ages) == len(tunnels) else None,
+        mode=weakest_mode(tunnels),
+        source_key=weakest_key_use(tunnels),
+        source_key_age_s=oldest_key_age_s(tunnels),
         policy=_merge_policies([peer.policy for peer in every]),
         tunnels=tunnels,
         sources=_merge_sources([peer.sources for peer in live], [peer.sources for peer in past]),
@@ -190,12 +194,10 @@ def _merge_peers(live: list[PeerStatus], past: list[PeerStatus]) -> PeerStatus:
 
 
 def _merge_policies(policies: list[PolicyStatus]) -> PolicyStatus:
-    told = [policy.peer for policy in policies if policy.peer is not None]
-    strictest, effective = None, policies[0].local
-    for policy in told:
-        strictest = policy if strictest is None else stricter(strictest, policy)
-        effective = stricter(effective, policy)
-    return replace(policies[0], peer=strictest, effective=effective)
+    local, peer = policies[0].local, strictest(policy.peer for policy in policies)
+    return replace(
+        policies[0], peer=peer, effective=local if peer is None else stricter(local, peer)
+    )
 
 
 def _merge_all(
@@ -229,10 +231,7 @@ def _add_keys(parts: Iterable[tuple[KeysUsed, ...]]) -> tuple[KeysUsed, ...]:
     for used in parts:
         for entry in used:
             counts[entry.source, entry.kind, entry.keys_are] += entry.count
-    return tuple(
-        KeysUsed(source=source, kind=kind, keys_are=keys_are, count=count)
-        for (source, kind, keys_are), count in sorted(counts.items())
-    )
+    return keys_used(counts)
 
 
 def merge_links(live: list[LinkStatus], past: Iterable[LinkStatus] = ()) -> LinkStatus:
@@ -245,10 +244,7 @@ def merge_links(live: list[LinkStatus], past: Iterable[LinkStatus] = ()) -> Link
     return replace(
         worst,
         simulated=any(link.simulated for link in every),
-        changes=tuple(
-            StateReasonCount(state=state, reason=reason, count=count)
-            for (state, reason), count in sorted(changes.items())
-        ),
+        changes=state_counts(changes),
         failures=_add_counts(link.failures for link in every),
         # All of them ask the same KME: no sums here.
         stored_keys=_least(link.stored_keys for link in live),
@@ -370,10 +366,7 @@ def _add_modes(parts: Iterable[tuple[ModeReasonCount, ...]]) -> tuple[ModeReason
     counts: Counter[tuple[Mode, Reason]] = Counter()
     for entries in parts:
         counts.update({(entry.mode, entry.reason): entry.count for entry in entries})
-    return tuple(
-        ModeReasonCount(mode=mode, reason=reason, count=count)
-        for (mode, reason), count in sorted(counts.items())
-    )
+    return mode_counts(counts)
 
 
 def _sum(parts: Iterable[Mapping[ItemT, int]]) -> Counter[ItemT]:

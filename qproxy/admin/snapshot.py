@@ -14,9 +14,16 @@ from typing import TYPE_CHECKING
 
 from qproxy import __version__
 from qproxy.admin.merge import merge_links, merge_stocks
+from qproxy.admin.parts import (
+    keys_used,
+    mode_counts,
+    oldest_key_age_s,
+    state_counts,
+    strictest,
+    weakest_key_use,
+    weakest_mode,
+)
 from qproxy.admin.status import (
-    KEY_USES,
-    MODES,
     AuditStatus,
     GatewayStatus,
     KeySourceStatus,
@@ -24,19 +31,16 @@ from qproxy.admin.status import (
     KeyUse,
     LinkStatus,
     ListenerStatus,
-    ModeReasonCount,
     PeerStatus,
     PolicyStatus,
     ReasonCounts,
     ServiceStatus,
-    StateReasonCount,
     StockStatus,
     TunnelStatus,
 )
 from qproxy.errors import Reason
 from qproxy.keys import KeyNature, KeyOrigin
 from qproxy.modes import Mode, Policy, stricter
-from qproxy.quantum.health import LinkState
 from qproxy.runtime.counters import Tally
 from qproxy.tunnel.settings import HYBRID_GROUPS
 
@@ -82,18 +86,15 @@ def snapshot_peer(peer: Peer, now: float) -> PeerStatus:
     """Everything about one peer. Arguments as for :func:`snapshot`."""
     config, totals, quantum = peer.config, peer.totals, peer.quantum
     tunnels = tuple(_snapshot_tunnel(peer, tunnel, now) for tunnel in peer.tunnels)
-    modes = [tunnel.mode for tunnel in tunnels if tunnel.mode is not None]
-    uses = [tunnel.source_key for tunnel in tunnels]
-    ages = [tunnel.source_key_age_s for tunnel in tunnels if tunnel.source_key_age_s is not None]
     dials = config.address is not None
     sources = tuple(_snapshot_source(path, now) for path in quantum.paths)
     return PeerStatus(
         name=config.name,
         address=str(config.address) if dials else None,
         tunnels_wanted=config.tunnels if dials else None,
-        mode=min(modes, key=MODES.index, default=None),
-        source_key=min(uses, key=KEY_USES.index, default=None),
-        source_key_age_s=max(ages) if ages and len(ages) == len(tunnels) else None,
+        mode=weakest_mode(tunnels),
+        source_key=weakest_key_use(tunnels),
+        source_key_age_s=oldest_key_age_s(tunnels),
         policy=_policy(peer, (tunnel.policy.peer for tunnel in tunnels)),
         kem=config.kem,
         aead=config.aead,
@@ -106,8 +107,8 @@ def snapshot_peer(peer: Peer, now: float) -> PeerStatus:
         epochs={Mode.HYBRID: totals.hybrid_epochs, Mode.CLASSICAL_ONLY: totals.classical_epochs},
         keys=totals.keys,
         keys_used=_keys_used(totals.keys_used),
-        epoch_failures=_mode_counts(totals.epoch_failures),
-        mode_changes=_mode_counts(totals.mode_changes),
+        epoch_failures=mode_counts(totals.epoch_failures.counts),
+        mode_changes=mode_counts(totals.mode_changes.counts),
         tunnels_opened=totals.tunnels,
         tunnels_closed=_counts(totals.tunnels_closed, now),
         not_connected=_counts(totals.not_connected, now),
@@ -160,10 +161,7 @@ def _qkd_use(mode: Mode | None, mixed_at: float | None) -> KeyUse:
 
 def _policy(peer: Peer, told: Iterable[Policy | None]) -> PolicyStatus:
     """The policies between the two ends, the strictest the peer has told in its tunnels."""
-    local, remote = peer.config.policy, None
-    for policy in told:
-        if policy is not None:
-            remote = policy if remote is None else stricter(remote, policy)
+    local, remote = peer.config.policy, strictest(told)
     return PolicyStatus(
         local=local,
         peer=remote,
@@ -198,7 +196,7 @@ def _snapshot_link(path: KeyPath, now: float) -> LinkStatus:
         state=health.state,
         reason=health.reason,
         age_s=now - health.since,
-        changes=_state_counts(path.link_changes),
+        changes=state_counts(path.link_changes.counts),
         failures=_counts(path.failures, now),
         stored_keys=None if said is None else said.stored_key_count,
         stored_keys_exhaustion_s=_finite(health.time_to_exhaustion_s()),
@@ -245,7 +243,7 @@ def _combined_link(
         state=quantum.state,
         reason=quantum.reason,
         age_s=now - quantum.since,
-        changes=_state_counts(quantum.link_changes),
+        changes=state_counts(quantum.link_changes.counts),
     )
 
 
@@ -253,21 +251,11 @@ def _combined_stock(sources: tuple[KeySourceStatus, ...]) -> StockStatus | None:
     return merge_stocks([source.stock for source in sources]) if sources else None
 
 
-def _state_counts(tally: Tally[tuple[LinkState, Reason]]) -> tuple[StateReasonCount, ...]:
-    return tuple(
-        StateReasonCount(state=state, reason=reason, count=count)
-        for (state, reason), count in sorted(tally.counts.items())
-    )
-
-
 def _keys_used(used: Mapping[KeyOrigin, int]) -> tuple[KeysUsed, ...]:
     counts: Counter[tuple[str, str, KeyNature]] = Counter()
     for origin, count in used.items():
         counts[origin.source, origin.kind, origin.nature] += count
-    return tuple(
-        KeysUsed(source=source, kind=kind, keys_are=nature, count=count)
-        for (source, kind, nature), count in sorted(counts.items())
-    )
+    return keys_used(counts)
 
 
 def _snapshot_audit(audit: GatewayAudit) -> AuditStatus | None:
@@ -335,13 +323,6 @@ def _counts(tally: Tally[Reason], now: float) -> ReasonCounts:
         by_reason=dict(sorted(tally.counts.items())),
         last_reason=tally.last,
         last_age_s=None if tally.last is None else now - tally.last_at,
-    )
-
-
-def _mode_counts(tally: Tally[tuple[Mode, Reason]]) -> tuple[ModeReasonCount, ...]:
-    return tuple(
-        ModeReasonCount(mode=mode, reason=reason, count=count)
-        for (mode, reason), count in sorted(tally.counts.items())
     )
 
 

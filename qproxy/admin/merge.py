@@ -38,7 +38,7 @@ from qproxy.admin.status import (
 )
 from qproxy.errors import Reason
 from qproxy.keys import KeyNature
-from qproxy.modes import Mode, stricter
+from qproxy.modes import Mode, Policy, stricter
 from qproxy.quantum.health import LinkState
 
 _STATES: Final = (LinkState.DOWN, LinkState.DEGRADED, LinkState.HEALTHY)
@@ -88,6 +88,7 @@ def retired(status: GatewayStatus) -> GatewayStatus:
             replace(
                 listener,
                 addresses=(),
+                policy_met=listener.policy is not Policy.REQUIRE,
                 connections_open=0,
                 max_connections=0,
                 refused=_retired_counts(listener.refused),
@@ -280,7 +281,7 @@ def _merge_listeners(live: list[ListenerStatus], past: list[ListenerStatus]) -> 
     return replace(
         every[0],
         addresses=tuple(addresses),
-        policy_met=all(entry.policy_met for entry in live),
+        policy_met=all(entry.policy_met for entry in live or past),
         connections_open=sum(entry.connections_open for entry in live),
         connections_accepted=sum(entry.connections_accepted for entry in every),
         max_connections=sum(entry.max_connections for entry in live),

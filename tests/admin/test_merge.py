@@ -108,6 +108,13 @@ def test_no_counter_goes_down_when_a_worker_dies(name):
     )
 
 
+def test_without_any_worker_no_listener_has_what_its_policy_demands():
+    strict = replace(made.LISTENER, policy=Policy.REQUIRE)
+    past = [retired(made.gateway(listeners=(strict, made.LISTENER)))]
+    found = merged(past=past).listeners
+    assert [listener.policy_met for listener in found] == [False, True]
+
+
 def test_the_dead_are_not_shown_as_living():
     found = merged(past=[retired(made.GATEWAY)])
     (peer,) = found.peers

@@ -130,7 +130,8 @@ class KmeApi:
             _query(request)
             return self._status(SaePair(requester, other), route, now)
         if match["call"] == "enc_keys":
-            return self._enc_keys(SaePair(requester, other), _read_key_request(request), now)
+            asked = _read_key_request(request)
+            return self._enc_keys(SaePair(requester, other), route, asked, now)
         return self._dec_keys(SaePair(other, requester), self._read_key_ids(request), now)
 
     def _route(self, requester: str, sae_id: str) -> Route:
@@ -168,16 +169,16 @@ class KmeApi:
         )
         return Response(200, encode_status(status), headers=_NO_STORE)
 
-    def _enc_keys(self, pair: SaePair, asked: KeyRequest, now: float) -> Response:
+    def _enc_keys(self, pair: SaePair, route: Route, asked: KeyRequest, now: float) -> Response:
         """Clause 5.3."""
         number, size_bits = self._judge(asked)
-        also = self._additional(pair, asked.additional_slave_sae_ids)
+        also = self._additional(pair, route, asked.additional_slave_sae_ids)
         try:
             keys = self._network.issue(pair, number, size_bits, now, also=also)
         except StoreFull:
             raise Refusal(503, "too many keys wait for dec_keys by the slave SAE") from None
         except NotEnoughKeys:
-            report = self._network.route(pair.master_sae_id, pair.slave_sae_id).report(now)
+            report = route.report(now)
             details = {"stored_key_count": report.stored_key_count, "link": report.state}
             raise Refusal(503, "not enough keys are stored", details) from None
         extension: dict[str, object] = {"simulated": True}
@@ -217,7 +218,7 @@ class KmeApi:
             raise Refusal(400, f"size: expected {low} to {high} bits")
         return number, size_bits
 
-    def _additional(self, pair: SaePair, sae_ids: tuple[str, ...]) -> tuple[str, ...]:
+    def _additional(self, pair: SaePair, route: Route, sae_ids: tuple[str, ...]) -> tuple[str, ...]:
         """More slave SAEs for the same keys, or a refusal. Clause 6.2.
 
         They are at the KME of the slave in the path: a key is carried to one KME.
@@ -227,7 +228,6 @@ class KmeApi:
             raise Refusal(400, f"additional_slave_SAE_IDs: max_SAE_ID_count is {limit}")
         if len({*sae_ids, pair.slave_sae_id}) <= len(sae_ids):
             raise Refusal(400, "additional_slave_SAE_IDs: expected each slave SAE once")
-        route = self._route(pair.master_sae_id, pair.slave_sae_id)
         home = self._site.saes[pair.slave_sae_id]
         for sae_id in sae_ids:
             same_home = self._site.saes.get(sae_id) == home

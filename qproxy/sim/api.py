@@ -3,7 +3,7 @@
 Where the standard is silent, this KME says (and a test holds it to it):
 
 - a request is met as a whole or refused as a whole; a refusal takes nothing;
-- 503 where there are not enough keys, or too many wait for the slave SAE;
+- 503 where there are not enough keys, or too many wait for their slave SAEs;
 - a key can be taken by its slave SAE once; the second time it is "not found" (400);
 - 400 for an SAE ID nobody registered, and for one that is not across the link;
 - a query parameter or member that the standard does not have is 400, not ignored. Vendors'
@@ -176,7 +176,7 @@ class KmeApi:
         try:
             keys = self._network.issue(pair, number, size_bits, now, also=also)
         except StoreFull:
-            raise Refusal(503, "too many keys wait for dec_keys by the slave SAE") from None
+            raise Refusal(503, "too many keys wait for dec_keys") from None
         except NotEnoughKeys:
             report = route.report(now)
             details = {"stored_key_count": report.stored_key_count, "link": report.state}

@@ -147,13 +147,12 @@ class SimulatedNetwork:
 
         Raises:
             NoRoute: nothing joins their KMEs.
-            StoreFull: too many keys wait for the slave SAE.
+            StoreFull: too many keys wait for slave SAEs.
             NotEnoughKeys: less key is stored. In each case nothing was taken.
         """
         route = self.route(pair.master_sae_id, pair.slave_sae_id)
         others = [SaePair(pair.master_sae_id, sae) for sae in also]
-        for each in (pair, *others):
-            self.store.check_room(each, number, now)
+        self.store.check_room(pair, number, now, also=others)
         start = self._saes[pair.master_sae_id]
         carried = route.take(number, size_bits, now, start=start)
         near, far = [], []

@@ -4,9 +4,9 @@
 in one step each, so a key is given to the master once and to the slave once, however many
 requests run at the same time.
 
-The standard says nothing about how long a key waits. Here it waits ``max_age_s``, and a pair of
-SAEs may have MAX_UNCLAIMED_KEYS waiting; at that bound new keys are refused, because dropping
-old ones would take away keys that the slave has been told of.
+The standard says nothing about how long a key waits. Here it waits ``max_age_s``, a pair of SAEs
+may have MAX_UNCLAIMED_KEYS waiting, and all pairs together MAX_WAITING_KEYS; at either bound new
+keys are refused, because dropping old ones would take away keys that the slave has been told of.
 
 A KME tells the age of a key by its own clock, from the time that the other KME wrote on it. So a
 clock that is ahead makes keys old before their time, and one that is behind makes them keys of
@@ -22,6 +22,9 @@ from qproxy.sources.etsi014_wire import WireKey
 
 #: Most keys that wait for one slave SAE from one master SAE.
 MAX_UNCLAIMED_KEYS = 20_000
+#: Most keys that wait at all: an SAE may name hundreds of others, and would be alone in filling the
+#: memory. With their IDs 500,000 keys of 256 bits take some 380 MB.
+MAX_WAITING_KEYS = 500_000
 #: How long a key waits for its slave SAE, in seconds, where nothing else is said.
 DEFAULT_MAX_AGE_S = 3600.0
 #: How far in the future a key may have been made, by the clock of the slave's KME, in seconds.
@@ -29,7 +32,7 @@ CLOCK_TOLERANCE_S = 1.0
 
 
 class StoreFull(Exception):  # noqa: N818 - an ordinary answer, and part of the interface
-    """The slave SAE has not fetched enough of its keys. Nothing was added."""
+    """Slave SAEs have not fetched enough of their keys. Nothing was added."""
 
 
 class NotNamed(Exception):  # noqa: N818 - likewise
@@ -75,13 +78,19 @@ class KeyStore:
     Args:
         max_age_s: how long a key waits, in seconds.
         max_unclaimed: how many keys may wait for one pair of SAEs.
+        max_waiting: how many may wait for all of them; a key for several slaves counts for each.
     """
 
     def __init__(
-        self, *, max_age_s: float = DEFAULT_MAX_AGE_S, max_unclaimed: int = MAX_UNCLAIMED_KEYS
+        self,
+        *,
+        max_age_s: float = DEFAULT_MAX_AGE_S,
+        max_unclaimed: int = MAX_UNCLAIMED_KEYS,
+        max_waiting: int = MAX_WAITING_KEYS,
     ) -> None:
         self._max_age_s = max_age_s
         self._max_unclaimed = max_unclaimed
+        self._max_waiting = max_waiting
         # Oldest first: a dict keeps the order of insertion, and time does not run back.
         self._waiting: dict[_Place, _Waiting] = {}
         self._counts: dict[SaePair, int] = {}
@@ -93,13 +102,18 @@ class KeyStore:
         self._expire(now)
         return self._counts.get(pair, 0)
 
-    def check_room(self, pair: SaePair, number: int, now: float) -> None:
-        """Whether ``number`` more keys may wait.
+    def check_room(
+        self, pair: SaePair, number: int, now: float, *, also: Sequence[SaePair] = ()
+    ) -> None:
+        """Whether ``number`` more keys may wait for a pair, and as many for each of some others.
 
         Raises:
             StoreFull: they may not.
         """
-        if self.unclaimed(pair, now) + number > self._max_unclaimed:
+        pairs = (pair, *also)
+        if any(self.unclaimed(each, now) + number > self._max_unclaimed for each in pairs):
+            raise StoreFull
+        if len(self._waiting) + number * len(pairs) > self._max_waiting:
             raise StoreFull
 
     def add(self, pair: SaePair, keys: Sequence[WireKey], now: float) -> None:

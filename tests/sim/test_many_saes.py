@@ -153,6 +153,14 @@ def test_one_full_slave_refuses_the_whole_request(trial):
     assert store.unclaimed(SaePair("gw-a", "gw-b3"), 0.0) == 0
 
 
+def test_a_store_that_is_full_for_one_slave_takes_nothing_for_any(trial):
+    trial.network.store._max_waiting = 3
+    before = trial.status()["stored_key_count"]
+    assert draw(trial, "gw-b2", number=2)[0] == 503
+    assert trial.status()["stored_key_count"] == before
+    assert trial.network.store.unclaimed(SaePair("gw-a", "gw-b"), 0.0) == 0
+
+
 def test_the_store_tells_a_slave_that_had_its_keys_from_one_that_was_never_named(trial):
     keys = draw(trial, "gw-b2")[1]["keys"]
     ids, store = [key["key_ID"] for key in keys], trial.network.store

@@ -62,6 +62,20 @@ def test_a_key_of_another_slave_among_ones_own_takes_nothing(store):
     assert store.unclaimed(PAIR, 1.0) == 2
 
 
+def test_all_pairs_together_have_a_bound_too():
+    store = KeyStore(max_age_s=60.0, max_unclaimed=3, max_waiting=4)
+    other = SaePair("gw-a", "gw-c")
+    store.add(PAIR, [key("one"), key("two")], 0.0)
+    store.check_room(other, 2, 0.0)
+    with pytest.raises(StoreFull):
+        store.check_room(PAIR, 1, 0.0, also=[other, SaePair("gw-a", "gw-d")])
+    store.add(other, [key("three"), key("four")], 0.0)
+    with pytest.raises(StoreFull):
+        store.add(PAIR, [key("five")], 0.0)
+    store.take(other, ["three"], 1.0)
+    store.add(PAIR, [key("five")], 1.0)
+
+
 def test_keys_that_nobody_fetches_are_wiped_when_their_time_is_over(store):
     late = key("late")
     store.add(PAIR, [late], 30.0)

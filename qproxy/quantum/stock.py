@@ -315,6 +315,15 @@ class KeyStock:
             entry.announced = True
         return tuple(entry.key.key_id for entry in fresh)
 
+    def oldest_held(self) -> str | None:
+        """The ID of the oldest stored key that the peer has said it holds, or None."""
+        held = (entry.key.key_id for entry in self._stored.values() if entry.held)
+        return next(held, None)
+
+    def stores(self, key_id: str) -> bool:
+        """Whether this key is here, and lent to nobody."""
+        return canonical_key_id(key_id) in self._stored
+
     @property
     def announced(self) -> int:
         """Stored keys that the peer has been told of."""

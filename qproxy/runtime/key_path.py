@@ -255,16 +255,29 @@ class KeyPath:
             # There is nothing to be faster than, and what the peer holds for too long is gone.
             return ()
         room = self._stock_settings.high_water // 2 - self.stock.announced
-        size_bytes = self._config.qkd_key_size_bits // 8
         ids = self.stock.announce(min(room, limit))
-        return tuple(OfferedKey(self.label, size_bytes, key_id) for key_id in ids)
+        return tuple(self._offered(key_id) for key_id in ids)
+
+    def held_key(self) -> OfferedKey | None:
+        """A key that the peer said it holds, to be announced again: does it hold it still?"""
+        key_id = self.stock.oldest_held()
+        return None if key_id is None else self._offered(key_id)
+
+    def peer_restarted(self) -> int:
+        """What the peer held is lost with its process: wipe it here; how many keys that was."""
+        self.nudge()
+        return self.stock.discard_held()
 
     def refused_ahead(self, refused: Mapping[str, Reason]) -> None:
-        """The peer cannot have these announced keys: wipe those that are here, and draw others."""
-        if self.stock.discard(refused):
+        """The peer cannot have these announced keys: wipe those that are here, and draw others.
+
+        Of those that are not here any more, such as what a restarted peer held, it says nothing.
+        """
+        here = [key_id for key_id in refused if self.stock.stores(key_id)]
+        if self.stock.discard(here):
             self.nudge()
-        for reason in set(refused.values()):
-            self._blame([key_id for key_id, why in refused.items() if why is reason], reason)
+        for reason in {refused[key_id] for key_id in here}:
+            self._blame([key_id for key_id in here if refused[key_id] is reason], reason)
 
     # What epochs say of the keys.
 
@@ -285,6 +298,9 @@ class KeyPath:
         self._told(self.health.key_confirmed(trio.current_time()))
 
     # Inside.
+
+    def _offered(self, key_id: str) -> OfferedKey:
+        return OfferedKey(self.label, self._config.qkd_key_size_bits // 8, key_id)
 
     def _blame(self, key_ids: Sequence[str], reason: Reason) -> None:
         """The peer could not use these: maybe the source has another KME to get keys from."""

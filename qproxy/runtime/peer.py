@@ -503,6 +503,8 @@ class Peer:
             self._audit.forget(tunnel)
         if tunnel in self.tunnels:
             self.tunnels.remove(tunnel)
+            if not self.dialled:
+                self.quantum.tunnels_lost()
             session = tunnel.connection.session
             self.totals.streams += session.streams_opened
             self.totals.bytes_sent += session.bytes_sent

@@ -124,6 +124,8 @@ class QuantumSide:
         self.since = now
         self._log = log
         self._peer_instance: bytes | None = None
+        #: It is still so: a tunnel to the peer has been up ever since it said so.
+        self._peer_is_known = False
         self._suspects = Suspects()
         self._widen_at = -math.inf
         self._listeners: list[Callable[[LinkChange], None]] = []
@@ -398,9 +400,18 @@ class QuantumSide:
     # The client's side of announcing.
 
     def keys_to_announce(self) -> tuple[OfferedKey, ...]:
-        """Keys the peer should redeem ahead, of every source a fair part."""
-        share = MAX_KEYS_PER_ANNOUNCE // max(1, len(self.paths))
-        return tuple(key for path in self.paths for key in path.keys_to_announce(share))
+        """Keys the peer should redeem ahead, of every source a fair part.
+
+        Where the peer may have restarted, one of those that it held comes first: what it answers
+        tells, and nothing else would before an epoch fails for such a key.
+        """
+        asked = () if self._peer_is_known else self._held_key()
+        share = (MAX_KEYS_PER_ANNOUNCE - len(asked)) // max(1, len(self.paths))
+        return (*asked, *(key for path in self.paths for key in path.keys_to_announce(share)))
+
+    def tunnels_lost(self) -> None:
+        """No tunnel to the peer is up: when one is again, its process may be another one."""
+        self._peer_is_known = False
 
     def not_announced(self, keys: tuple[OfferedKey, ...]) -> None:
         """These keys cannot be told to the peer, whatever their source was thinking: wipe them."""
@@ -412,9 +423,9 @@ class QuantumSide:
     def on_report(self, event: KeysReported) -> None:
         """What the peer says of announced keys. Those it cannot have are wiped."""
         if self._peer_instance not in {None, event.instance_id}:
-            discarded = sum(path.stock.discard_held() for path in self.paths)
+            discarded = sum(path.peer_restarted() for path in self.paths)
             self._log.info("peer_restarted", keys_discarded=discarded)
-        self._peer_instance = event.instance_id
+        self._peer_instance, self._peer_is_known = event.instance_id, True
         lost = {k: reason for k, reason in event.refused if reason is not Reason.LIMIT_REACHED}
         if lost:
             reasons = sorted({reason for _, reason in event.refused})
@@ -424,6 +435,11 @@ class QuantumSide:
             path.refused_ahead(lost)
 
     # Inside.
+
+    def _held_key(self) -> tuple[OfferedKey, ...]:
+        """One key that the peer said it holds, or none."""
+        held = (path.held_key() for path in self.paths)
+        return tuple(key for key in held if key is not None)[:1]
 
     def _combined(self) -> tuple[LinkState, Reason]:
         if not self.paths:

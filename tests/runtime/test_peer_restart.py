@@ -1,0 +1,111 @@
+"""A peer that has restarted holds none of what it redeemed ahead; one that has not, all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import trio
+
+from qproxy.errors import KeySourceError, Reason
+from qproxy.keys import QkdKey
+from qproxy.modes import Mode
+from qproxy.quantum.redeemed import RedeemedKeys, RedeemedSettings
+from qproxy.runtime import qkd
+from qproxy.runtime.tunnel import Tunnel
+from qproxy.tunnel.events import KeysReported
+from tests.runtime.fakes import FakeSource
+from tests.runtime.pair import GatewayPair, gateway_pair
+
+
+def each_key_once(_client: FakeSource, server: FakeSource) -> None:
+    """Let the server's KME be like all KMEs: what was fetched is gone."""
+    get_keys_by_id = server.get_keys_by_id
+
+    async def once(key_ids: Sequence[str], size_bits: int) -> list[QkdKey]:
+        await trio.lowlevel.checkpoint()
+        if set(key_ids) & set(server.redeemed):
+            raise KeySourceError(Reason.KEY_NOT_FOUND, "it was given out before")
+        return await get_keys_by_id(key_ids, size_bits)
+
+    server.get_keys_by_id = once  # type: ignore[method-assign]
+
+
+def held(pair: GatewayPair) -> int:
+    """Keys in the client's stock that the server is believed to hold."""
+    return sum(entry.held for entry in pair.client.quantum.paths[0].stock._stored.values())
+
+
+async def until_held(pair: GatewayPair) -> Tunnel:
+    """The client's only tunnel, once the server has reported of what was announced."""
+    await pair.until(lambda: bool(pair.client.tunnels) and held(pair) == 16)
+    return pair.client.tunnels[0]
+
+
+def forget_everything(pair: GatewayPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the server's process be another one from here on."""
+    (path,) = pair.server.quantum.paths
+    path._held.close()
+    path._held = RedeemedKeys(RedeemedSettings(), trio.current_time())
+    monkeypatch.setattr(qkd, "INSTANCE_ID", bytes(8))
+
+
+async def dial_again(pair: GatewayPair, tunnel: Tunnel) -> Tunnel:
+    """End a tunnel; the one that comes after it."""
+    before = len(pair.client.of(KeysReported))
+    tunnel.end(Reason.SHUTDOWN)
+    await tunnel.closed.wait()
+    await pair.until(lambda: bool(pair.client.tunnels))
+    await pair.until(lambda: len(pair.client.of(KeysReported)) > before)
+    return pair.client.tunnels[0]
+
+
+async def rekey(pair: GatewayPair, tunnel: Tunnel) -> None:
+    driver = pair.client.epoch_driver(tunnel)
+    assert driver is not None
+    count = len(pair.client.modes)
+    driver.epoch_due(Reason.REKEY_BYTES)
+    await pair.until(lambda: len(pair.client.modes) > count)
+
+
+async def test_epochs_after_a_restart_are_hybrid_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway_pair(prepare=each_key_once) as pair:
+        tunnel = await until_held(pair)
+        forget_everything(pair, monkeypatch)
+        tunnel = await dial_again(pair, tunnel)
+        for _ in range(3):
+            await rekey(pair, tunnel)
+        assert set(pair.client.modes) == {Mode.HYBRID}
+        assert pair.failures == []
+
+
+async def test_a_tunnel_that_was_merely_lost_costs_no_key_that_the_peer_holds() -> None:
+    async with gateway_pair(prepare=each_key_once) as pair:
+        tunnel = await until_held(pair)
+        fetched = len(pair.server_source.redeemed)
+        tunnel = await dial_again(pair, tunnel)
+        assert held(pair) == 16
+        assert pair.client.quantum.counters.discarded == 0
+        # One for the new tunnel's first epoch, and none for the next.
+        assert len(pair.server_source.redeemed) == fetched + 1
+        await rekey(pair, tunnel)
+        assert len(pair.server_source.redeemed) == fetched + 1
+        assert held(pair) == 15
+        assert pair.failures == []
+
+
+async def test_what_a_restarted_peer_cannot_have_throws_no_doubt_on_its_source(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with gateway_pair(prepare=each_key_once) as pair:
+        tunnel = await until_held(pair)
+        (path,) = pair.client.quantum.paths
+        blamed: list[Sequence[str]] = []
+        monkeypatch.setattr(path, "_blame", lambda key_ids, _reason: blamed.append(key_ids))
+        forget_everything(pair, monkeypatch)
+        await dial_again(pair, tunnel)
+        assert [reason for _, reason in pair.client.of(KeysReported)[-1].refused] == [
+            Reason.KEY_NOT_FOUND
+        ]
+        assert blamed == []
+        assert held(pair) == 0

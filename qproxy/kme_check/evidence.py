@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from qproxy.kme_check.ends import End
-from qproxy.kme_check.facts import Answer, Call, KeyFact
+from qproxy.kme_check.facts import Answer, KeyFact
 from qproxy.kme_check.plan import Limits
+from qproxy.sources.etsi014_errors import Call
 from qproxy.sources.recent import folded_key_id
 
 #: Names of the requests by which keys are fetched that serve no check of their own begin so.

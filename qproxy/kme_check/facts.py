@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import enum
 import hmac
 import uuid
 from collections.abc import Callable, Mapping
@@ -20,6 +19,13 @@ from qproxy.errors import KeySourceError, Reason
 from qproxy.keys import MAX_KEY_ID_BYTES, MAX_QKD_KEY_BYTES
 from qproxy.net.http_client import HttpErrorKind, HttpResponse
 from qproxy.sources.base import MAX_KEYS_PER_CALL
+from qproxy.sources.etsi014_errors import (
+    TRANSPORT_REASONS,
+    Call,
+    lacks_method,
+    read_error,
+    refusal,
+)
 from qproxy.sources.etsi014_wire import (
     MAX_INTEGER,
     MAX_MESSAGE_BYTES,
@@ -41,14 +47,6 @@ STATUS_NUMBERS: Final = (
     "min_key_size",
     "max_SAE_ID_count",
 )
-
-
-class Call(enum.StrEnum):
-    """The three methods of the interface (clause 5)."""
-
-    STATUS = "status"
-    ENC_KEYS = "enc_keys"
-    DEC_KEYS = "dec_keys"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +112,8 @@ class Answer:
         simulated: it says that no photon was involved.
         error: where the body is in the Error data format.
         readable: whether qproxy's own decoder takes the body of this 200.
+        refused_as: what a gateway's log calls the refusal, its body considered; None for a 200.
+        lacks_method: whether the method of HTTP is what was refused, and not the request.
     """
 
     call: Call
@@ -131,6 +131,8 @@ class Answer:
     simulated: bool = False
     error: ErrorFact | None = None
     readable: bool = False
+    refused_as: Reason | None = None
+    lacks_method: bool = False
 
     @property
     def ok(self) -> bool:
@@ -138,9 +140,11 @@ class Answer:
         return self.status == 200
 
     @property
-    def lacks_method(self) -> bool:
-        """Whether the method of HTTP is what was refused, and not the request."""
-        return self.status in {405, 501}
+    def reason(self) -> Reason:
+        """What a gateway's log calls it that this is no 200: said by the gateway's own client."""
+        if self.status is None:
+            return TRANSPORT_REASONS[self.failure or HttpErrorKind.PROTOCOL][0]
+        return self.refused_as or refusal(self.call, self.status, None).reason
 
     def number(self, name: str) -> int | None:
         """A number out of a status."""
@@ -184,6 +188,7 @@ def read_answer(
     names = [name for name in ("keys", "Keys") if name in container]
     extension = statuses.get("status_extension", container.get("key_container_extension"))
     extension = extension if isinstance(extension, dict) else {}
+    error = None if is_200 else read_error(response.body)
     return Answer(
         call=call,
         status=response.status,
@@ -199,6 +204,8 @@ def read_answer(
         simulated=extension.get("simulated") is True,
         error=None if is_200 else _error_fact(document),
         readable=is_200 and _readable(call, response.body),
+        refused_as=None if is_200 else refusal(call, response.status, error).reason,
+        lacks_method=not is_200 and lacks_method(response.status, error),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Final
 from qproxy.errors import Reason
 from qproxy.kme_check.evidence import REST, Evidence
 from qproxy.kme_check.facts import Answer, KeyFact
-from qproxy.kme_check.judge_link import TRANSPORT_REASONS, said
+from qproxy.kme_check.judge_link import said
 from qproxy.kme_check.verdict import (
     Handling,
     Outcome,
@@ -21,7 +21,6 @@ from qproxy.kme_check.verdict import (
     tolerated,
     unseen,
 )
-from qproxy.net.http_client import HttpErrorKind
 from qproxy.sources.etsi014_wire import ErrorMessage
 from qproxy.sources.recent import folded_key_id
 
@@ -65,7 +64,7 @@ def enc_post_default(seen: Evidence) -> Outcome:
 def enc_post_several(seen: Evidence) -> Outcome:
     """POST with ``number`` and ``size``: what qproxy lives by where GET does not work."""
     answer = seen.answers.get("post-several")
-    reason = Reason.KEY_INVALID if answer is None or answer.ok else _failure_reason(answer)
+    reason = Reason.KEY_INVALID if answer is None or answer.ok else answer.reason
     handling = link_down(reason, "keys in such number and size cannot be had by POST")
     several = min(3, seen.limits.max_key_per_request)
     return _gives(seen, "post-several", several, seen.limits.key_size_bits, handling)
@@ -100,17 +99,6 @@ def _gives(seen: Evidence, name: str, number: int, size_bits: int, handling: Han
     if count < number:
         return deviates(f"asked for {number}, got {count}", tolerated("takes what comes"))
     return conforms()
-
-
-def _failure_reason(answer: Answer) -> Reason:
-    """What a gateway's log calls a refusal, or no answer."""
-    if answer.error is not None and answer.error.prescribed is ErrorMessage.KEYS_NOT_FOUND:
-        return Reason.KEY_NOT_FOUND
-    if answer.status is None:
-        return TRANSPORT_REASONS[answer.failure or HttpErrorKind.PROTOCOL]
-    if answer.status in {401, 403}:
-        return Reason.KME_UNAUTHORIZED
-    return Reason.KME_UNAVAILABLE if answer.status >= 500 else Reason.KME_BAD_REQUEST
 
 
 def enc_optional(seen: Evidence) -> Outcome:
@@ -229,8 +217,7 @@ def dec_post(seen: Evidence) -> Outcome:
     if answer.ok:
         text = f"asked for {wanted} keys by ID, got {len(answer.keys)}"
         return deviates(text, link_down(Reason.KEY_NOT_FOUND, "an answer in part is not used"))
-    reason = Reason.KEY_NOT_FOUND if answer.status == 404 else _failure_reason(answer)
-    return deviates(said(answer), link_down(reason, "several keys by ID cannot be had"))
+    return deviates(said(answer), link_down(answer.reason, "several keys by ID cannot be had"))
 
 
 def _complete(answer: Answer, wanted: int) -> bool:
@@ -324,15 +311,11 @@ def _not_found(answers: Sequence[Answer]) -> Outcome:
     """Whether a refusal is the one of clause 6.4: 400, and its own words."""
     wrong = next((answer for answer in answers if answer.status != 400), None)
     if wrong is not None:
-        if wrong.status in {401, 403}:
-            return deviates(
-                said(wrong), refused(Reason.KME_UNAUTHORIZED, "told so, not key_not_found")
-            )
-        if wrong.status is None or wrong.status >= 500:
-            return deviates(
-                said(wrong), refused(_failure_reason(wrong), "looks like a KME in trouble")
-            )
-        return deviates(said(wrong), tolerated("understood as key_not_found"))
+        if wrong.reason is Reason.KEY_NOT_FOUND:
+            return deviates(said(wrong), tolerated("understood as key_not_found"))
+        told = wrong.reason in {Reason.KME_UNAUTHORIZED, Reason.KME_BAD_REQUEST}
+        text = "told so, not key_not_found" if told else "looks like a KME in trouble"
+        return deviates(said(wrong), refused(wrong.reason, text))
     errors = [answer.error for answer in answers]
     if any(e is None or e.prescribed is not ErrorMessage.KEYS_NOT_FOUND for e in errors):
         return deviates(

@@ -19,23 +19,12 @@ from qproxy.kme_check.verdict import (
     tolerated,
     unseen,
 )
-from qproxy.net.http_client import HttpErrorKind
 
 #: Members of a status that qproxy reads, and cannot do without.
 _NEEDED: Final = (*STATUS_IDS, "key_size", "max_key_per_request", "max_key_size", "min_key_size")
 #: Members that do not change from one status to the next while nobody configures the KME.
 _CONSTANT: Final = (*STATUS_IDS, "key_size", "max_key_per_request", "max_key_size", "min_key_size")
 _NO_STATUS: Final = "there is no status"
-
-#: What the gateway's log calls a request without a response.
-TRANSPORT_REASONS: Final[Mapping[HttpErrorKind, Reason]] = {
-    HttpErrorKind.CONNECT: Reason.KME_UNREACHABLE,
-    HttpErrorKind.TLS: Reason.KME_TLS,
-    HttpErrorKind.TIMEOUT: Reason.KME_TIMEOUT,
-    HttpErrorKind.LOST: Reason.KME_UNREACHABLE,
-    HttpErrorKind.PROTOCOL: Reason.KME_INVALID_RESPONSE,
-    HttpErrorKind.TOO_LARGE: Reason.KME_INVALID_RESPONSE,
-}
 
 
 def said(answer: Answer) -> str:
@@ -93,19 +82,12 @@ def status_answers(seen: Evidence) -> Outcome:
     answer = seen.answers["status"]
     if answer.ok and answer.readable:
         return conforms()
-    if answer.status is None:
-        reason = TRANSPORT_REASONS[answer.failure or HttpErrorKind.PROTOCOL]
-        return deviates(said(answer), link_down(reason, "no status, no trust in the link"))
     if answer.ok:
         return deviates(
             "answered 200 with what cannot be read as a status",
             link_down(Reason.KME_INVALID_RESPONSE, "no status, no trust in the link"),
         )
-    unauthorized = answer.status in {401, 403}
-    reason = Reason.KME_UNAUTHORIZED if unauthorized else Reason.KME_BAD_REQUEST
-    if answer.status >= 500:
-        reason = Reason.KME_UNAVAILABLE
-    return deviates(said(answer), link_down(reason, "no status, no trust in the link"))
+    return deviates(said(answer), link_down(answer.reason, "no status, no trust in the link"))
 
 
 def status_members(seen: Evidence) -> Outcome:

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 
 from qproxy.kme_check.ends import End
 from qproxy.kme_check.evidence import Evidence
-from qproxy.kme_check.facts import Answer, Call, fingerprint_with, no_answer
+from qproxy.kme_check.facts import Answer, fingerprint_with, no_answer
 from qproxy.kme_check.fetch import ask_for_unknown, fetch, ids_of
 from qproxy.kme_check.hand_over import HandOver
 from qproxy.kme_check.plan import BEYOND_LIMITS, Limits, Plan, Step, make_plan
 from qproxy.kme_check.side import Side, open_side, path_of, percent_encode_fully
 from qproxy.kme_check.tls_probe import probe_transport
 from qproxy.net.http_client import HttpErrorKind
+from qproxy.sources.etsi014_errors import Call
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ from OpenSSL import SSL
 
 from qproxy.config.model import PemFiles, Pkcs12Files
 from qproxy.kme_check.ends import End
-from qproxy.kme_check.facts import Answer, Call, Fingerprint, no_answer, read_answer
+from qproxy.kme_check.facts import Answer, Fingerprint, no_answer, read_answer
 from qproxy.net.http_client import HttpClient, HttpClientError, HttpErrorKind
+from qproxy.sources.etsi014_errors import Call
 from qproxy.tls.context import client_context
 from qproxy.tls.identity import TlsIdentity, TrustStore
 
@@ -85,7 +86,7 @@ class Side:
 
 def path_of(call: Call, sae_segment: str) -> str:
     """The path of a method for an SAE ID that is percent-encoded already."""
-    return f"{_API}{sae_segment}/{call}"
+    return f"{_API}{sae_segment}/{call.value}"
 
 
 def percent_encode_fully(sae_id: str) -> str:

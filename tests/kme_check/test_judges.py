@@ -11,14 +11,13 @@ from qproxy.kme_check.ends import End
 from qproxy.kme_check.evidence import Evidence, Refusal, Transport
 from qproxy.kme_check.facts import (
     Answer,
-    Call,
     KeyFact,
     fingerprint_with,
     no_answer,
     read_answer,
 )
 from qproxy.kme_check.judge_errors import answers_at_all, speed
-from qproxy.kme_check.judge_keys import key_ids, key_values
+from qproxy.kme_check.judge_keys import dec_unknown, key_ids, key_values
 from qproxy.kme_check.judge_link import (
     status_answers,
     status_extension,
@@ -28,6 +27,7 @@ from qproxy.kme_check.judge_link import (
 )
 from qproxy.kme_check.verdict import Effect, Verdict
 from qproxy.net.http_client import HttpErrorKind, HttpResponse
+from qproxy.sources.etsi014_errors import Call
 
 ENDPOINT = SourceEndpoint(
     name="kme", url="https://kme", ca=None, client=PemFiles(None, None), server_name=None
@@ -77,6 +77,21 @@ def test_a_key_that_comes_again_under_another_id_is_refused():
 def test_why_there_is_no_status(status, failure, reason):
     outcome = status_answers(seen(status=Answer(Call.STATUS, status, failure)))
     assert (outcome.handling.effect, outcome.handling.reason) == (Effect.LINK_DOWN, reason)
+
+
+@pytest.mark.parametrize(
+    ("status", "effect", "reason"),
+    [
+        (404, Effect.TOLERATED, None),
+        (410, Effect.TOLERATED, None),
+        (418, Effect.REFUSED, Reason.KME_BAD_REQUEST),
+        (429, Effect.REFUSED, Reason.KME_UNAVAILABLE),
+        (302, Effect.REFUSED, Reason.KME_INVALID_RESPONSE),
+    ],
+)
+def test_a_refusal_of_an_unknown_id_is_called_what_the_gateway_calls_it(status, effect, reason):
+    handling = dec_unknown(seen(unknown_post=Answer(Call.DEC_KEYS, status))).handling
+    assert (handling.effect, handling.reason) == (effect, reason)
 
 
 def test_every_way_to_get_no_answer_has_a_reason():

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from trio.testing import MockClock
 
 from tests import hastened
 
@@ -41,6 +42,12 @@ def _programs_hear_interrupts() -> None:
     """A shell makes what it runs in the background deaf to SIGINT, and so what that starts."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def unhurried_clock() -> MockClock:
+    """Goes slower than the machine, for a test in which slow answers would be a finding."""
+    return MockClock(rate=0.1)
 
 
 @pytest.fixture(autouse=True)

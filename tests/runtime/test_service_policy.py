@@ -24,11 +24,15 @@ from qproxy.runtime.tunnel import Tunnel
 from tests.runtime.fakes import FakeSource
 from tests.runtime.pair import GatewayPair, gateway_pair
 
+pytestmark = pytest.mark.hastened
+
 #: How long payments live without a QKD key here, in seconds.
 LIMIT_S = 1.0
 #: Less than an application would wait for a tunnel: what ends sooner did not wait.
 AT_ONCE_S = TUNNEL_WAIT_S / 2
 CHUNK_BYTES = 10_000
+#: Between two chunks: much less than anything here takes that could harm a stream.
+PAUSE_S = 0.005
 
 
 async def echo(stream: trio.SocketStream) -> None:
@@ -127,7 +131,7 @@ def _listener(name: str, peer: Peer, **options: Any) -> Listener:
 
 
 class Monitor:
-    """A long-lived stream that sends without pause, and counts what came back as it was sent."""
+    """A long-lived stream that sends again and again, and counts what came back as it was sent."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.echoed_bytes = 0
@@ -149,6 +153,7 @@ class Monitor:
             assert received == chunk
             self.echoed_bytes += len(chunk)
             number += 1
+            await trio.sleep(PAUSE_S)
         await self._stream.send_eof()
         assert await self._stream.receive_some() == b""
         await self._stream.aclose()

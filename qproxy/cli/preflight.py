@@ -69,9 +69,9 @@ class Findings:
         try:
             identity = TlsIdentity.load(certificate, private_key)
         except ConfigError as error:
-            self._keep(f"{key}.certificate", error)
+            self.keep(f"{key}.certificate", error)
             return
-        self._private_file(private_key)
+        self.secret_file(private_key)
         self._certificate(key, certificate, identity.certificate, name)
 
     def client(self, key: str, files: PemFiles | Pkcs12Files) -> None:
@@ -82,11 +82,11 @@ class Findings:
         try:
             identity = TlsIdentity.load_pkcs12(files.bundle, files.password_file)
         except ConfigError as error:
-            self._keep(f"{key}.pkcs12", error)
+            self.keep(f"{key}.pkcs12", error)
             return
         for path in (files.bundle, files.password_file):
             if path is not None:
-                self._private_file(path)
+                self.secret_file(path)
         self._certificate(key, files.bundle, identity.certificate, None)
 
     def trust(self, key: str, ca: Path, crl: Path | None = None) -> None:
@@ -94,7 +94,7 @@ class Findings:
         try:
             trust = TrustStore.load(ca, crl)
         except ConfigError as error:
-            self._keep(f"{key}.ca", error)
+            self.keep(f"{key}.ca", error)
             return
         for authority in trust.certificates:
             self._times(f"{key}.ca", ca, authority)
@@ -108,18 +108,23 @@ class Findings:
                     "fetch the authority's current list",
                 )
 
-    def secret_file(self, path: Path) -> None:
-        """Look at who may read a file that only this user should."""
-        self._private_file(path)
-
     def keep(self, key: str, error: ConfigError) -> None:
         """Note an error that a library call gave, with the key that led to it."""
-        self._keep(key, error)
-
-    def _keep(self, key: str, error: ConfigError) -> None:
         self.errors.append(
             ConfigError(error.message, file=error.file, key=error.key or key, hint=error.hint)
         )
+
+    def secret_file(self, path: Path) -> None:
+        """Look at who may read a file that only this user should."""
+        try:
+            mode = stat.S_IMODE(path.stat().st_mode)
+        except OSError:
+            return  # reading it gives the better message
+        if mode & 0o077:
+            self.warn(
+                f"{path} can be read or changed by other users (mode {mode:04o})",
+                f"chmod 600 {path}",
+            )
 
     def _error(self, key: str, file: Path, message: str, hint: str) -> None:
         self.errors.append(ConfigError(message, file=file, key=key, hint=hint))
@@ -168,17 +173,6 @@ class Findings:
             )
         elif end - self.now < EXPIRY_WARNING:
             self.warn(f"{path} expires on {end:%Y-%m-%d}", "issue a new certificate soon")
-
-    def _private_file(self, path: Path) -> None:
-        try:
-            mode = stat.S_IMODE(path.stat().st_mode)
-        except OSError:
-            return  # reading it gives the better message
-        if mode & 0o077:
-            self.warn(
-                f"{path} can be read or changed by other users (mode {mode:04o})",
-                f"chmod 600 {path}",
-            )
 
 
 def inspect_gateway(config: GatewayConfig, now: dt.datetime) -> Findings:

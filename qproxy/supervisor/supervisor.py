@@ -150,9 +150,7 @@ class Supervisor:
 
     async def snapshot(self) -> GatewayStatus:
         """How the whole gateway is, now."""
-        async with trio.open_nursery() as nursery:
-            for slot in self.slots:
-                nursery.start_soon(slot.refresh)
+        await self._refresh()
         live = {slot.number: slot.last for slot in self.slots if slot.last is not None}
         past = [slot.gone for slot in self.slots if slot.gone is not None]
         whole = merge(
@@ -208,9 +206,12 @@ class Supervisor:
     async def _refresh_always(self) -> None:
         while True:
             await trio.sleep(REFRESH_S)
-            async with trio.open_nursery() as nursery:
-                for slot in self.slots:
-                    nursery.start_soon(slot.refresh)
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for slot in self.slots:
+                nursery.start_soon(slot.refresh)
 
     # Orders.
 

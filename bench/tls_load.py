@@ -7,7 +7,9 @@ do           with
 ===========  =======================================================================================
 handshakes   ``port``, ``count``, ``threads``: new connections with a full handshake and a message
              to and fro each
-upload       ``port``, ``bytes``, ``connections``: bytes up over connections that are made before
+open         ``port``, ``connections``: so many more that stay, each tried with a message
+upload       ``bytes``: up over all of those at once
+close        all of those
 ===========  =======================================================================================
 
 Threads with blocking sockets: Python's TLS lets go of its lock while OpenSSL works. The service's
@@ -22,6 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from bench.lines import answer_lines
@@ -106,54 +109,74 @@ def handshakes(port: int, count: int, threads: int) -> float:
     return _together([some(share + (index < more)) for index in range(threads)])
 
 
-def upload(port: int, total: int, connections: int) -> float:
-    """Bytes up over all connections at once. Gives the seconds it took.
+class Client:
+    """Does what it is told; keeps connections for uploads."""
 
-    Raises:
-        TrafficError: bytes did not arrive.
-        OSError: a connection broke.
-    """
-    context = _context()
-    opened: list[ssl.SSLSocket] = []
-    data = memoryview(pattern())[:WINDOW_BYTES]
+    def __init__(self) -> None:
+        self._context = _context()
+        self._opened: list[ssl.SSLSocket] = []
 
-    def one(tls: ssl.SSLSocket, count: int) -> Callable[[], None]:
-        def run() -> None:
-            tls.sendall(HEADER.pack(b"U", 0, count))
-            left = count
-            while left:
-                part = min(left, len(data))
-                tls.sendall(data[:part])
-                left -= part
-            if tls.recv(1) != GOOD:
-                raise TrafficError("the service did not get what was sent")
+    def handle(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do one request. Raises TrafficError, OSError."""
+        seconds = 0.0
+        match request["do"]:
+            case "handshakes":
+                seconds = handshakes(request["port"], request["count"], request["threads"])
+            case "open":
+                self.open(request["port"], request["connections"])
+            case "upload":
+                seconds = self.upload(request["bytes"])
+            case "close":
+                self.close()
+            case other:
+                raise TrafficError(f"unknown action {other!r}")
+        return {"seconds": seconds}
 
-        return run
-
-    try:
+    def open(self, port: int, connections: int) -> None:
+        """Make so many connections, each tried with a message. Raises TrafficError, OSError."""
         for number in range(connections):
-            tls = _connect(context, port)
-            opened.append(tls)
+            tls = _connect(self._context, port)
+            self._opened.append(tls)
             _ask(tls, number)
-        return _together([one(tls, total // connections) for tls in opened])
-    finally:
-        for tls in opened:
+
+    def upload(self, total: int) -> float:
+        """Bytes up over all connections at once. Gives the seconds it took.
+
+        Raises:
+            TrafficError: bytes did not arrive.
+            OSError: a connection broke.
+        """
+        if not self._opened:
+            raise TrafficError("not connected")
+        share, more = divmod(total, len(self._opened))
+        return _together(
+            [
+                partial(_send_up, tls, share + (index < more))
+                for index, tls in enumerate(self._opened)
+            ]
+        )
+
+    def close(self) -> None:
+        """Close all connections."""
+        for tls in self._opened:
             tls.close()
+        self._opened.clear()
 
 
-def handle(request: dict[str, Any]) -> dict[str, Any]:
-    """Do what is asked. Raises TrafficError, OSError."""
-    match request["do"]:
-        case "handshakes":
-            seconds = handshakes(request["port"], request["count"], request["threads"])
-        case "upload":
-            seconds = upload(request["port"], request["bytes"], request["connections"])
-        case other:
-            raise TrafficError(f"unknown action {other!r}")
-    return {"seconds": seconds}
+def _send_up(tls: ssl.SSLSocket, count: int) -> None:
+    data = memoryview(pattern())[:WINDOW_BYTES]
+    tls.sendall(HEADER.pack(b"U", 0, count))
+    left = count
+    while left:
+        part = min(left, len(data))
+        tls.sendall(data[:part])
+        left -= part
+    if tls.recv(1) != GOOD:
+        raise TrafficError("the service did not get what was sent")
 
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["client"]:
         sys.exit("usage: python -m bench.tls_load client")
-    answer_lines(handle, OSError, TrafficError)
+    client = Client()
+    answer_lines(client.handle, OSError, TrafficError, failed=client.close)

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import socket
@@ -97,10 +98,15 @@ def tls_service(request, tmp_path):
 
 def test_the_tls_generator_makes_connections_and_moves_bytes(tls_service) -> None:
     assert tls_load.handshakes(tls_service.port, count=7, threads=3) > 0
-    assert tls_load.upload(tls_service.port, 3_000_001, connections=2) > 0
+    with contextlib.closing(tls_load.Client()) as client:
+        client.open(tls_service.port, connections=2)
+        assert client.upload(3_000_001) > 0
+        assert client.upload(1) > 0
 
 
 @pytest.mark.parametrize("tls_service", [BAD], indirect=True)
 def test_an_upload_that_did_not_arrive_is_found(tls_service) -> None:
-    with pytest.raises(TrafficError, match="did not get what was sent"):
-        tls_load.upload(tls_service.port, 100_000, connections=2)
+    with contextlib.closing(tls_load.Client()) as client:
+        client.open(tls_service.port, connections=2)
+        with pytest.raises(TrafficError, match="did not get what was sent"):
+            client.upload(100_000)

@@ -691,7 +691,7 @@ class LinkConfig:
         key_rate_bps: Secret key produced, in bits per second, while the link is whole.
         qber: Quantum bit error rate that the status reports, 0 to 0.5.
         key_size_bits: Default size of a key.
-        max_key_count: Keys stored for a pair of SAEs at most.
+        max_key_count: Keys of the default size stored for all SAEs together at most.
         initial_key_count: Keys stored at the start.
         min_key_size_bits: Smallest size that may be asked for.
         max_key_size_bits: Largest size that may be asked for.

@@ -118,8 +118,10 @@ def take_by_id(source, directory):
 
 
 @pytest.fixture(autouse=True)
-def _no_sync_of_the_whole_machine(monkeypatch):
+def _no_sync_of_the_machine(monkeypatch):
+    """Its own power is not cut."""
     monkeypatch.setattr(os, "sync", lambda: None)
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
 
 
 @pytest.mark.parametrize("action", [take_as_master, take_by_id])

@@ -29,11 +29,12 @@ def spellings(secret: bytes) -> list[str]:
 def found_in(said: str, secrets: Iterable[bytes]) -> list[str]:
     """Parts of secrets that stand in a text."""
     pieces = []
+    shown = {said[at : at + SHOWN_CHARS] for at in range(len(said) - SHOWN_CHARS + 1)}
     for secret in secrets:
         for text in spellings(secret):
             for start in range(0, max(1, len(text) - SHOWN_CHARS), SHOWN_CHARS // 2):
                 piece = text[start : start + SHOWN_CHARS]
-                if len(piece) == SHOWN_CHARS and piece in said:
+                if piece in shown:
                     pieces.append(piece)
     return pieces
 

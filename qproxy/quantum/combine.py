@@ -193,6 +193,11 @@ class CombinedReservation:
         """Their IDs in the same order, which stay."""
         return tuple(key_id for part in self._parts for key_id in part.key_ids)
 
+    @property
+    def held(self) -> bool:
+        """The peer has said of one of the keys that it holds it."""
+        return any(part.held for part in self._parts)
+
     def offered(self, now: float) -> None:
         """The OFFER is about to be sent: every ID is burnt from here on.
 

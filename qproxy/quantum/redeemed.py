@@ -110,6 +110,11 @@ class RedeemedKeys:
         """The fetch of these IDs came to nothing."""
         self._fetching.difference_update(map(canonical_key_id, key_ids))
 
+    def holds(self, key_id: str, now: float) -> bool:
+        """Whether :meth:`take` would give this one out now."""
+        self.expire(now)
+        return canonical_key_id(key_id) in self._held
+
     def take(self, key_id: str, now: float) -> QkdKey | None:
         """Give a held key out, once; None where it is not here. The caller owns and wipes it."""
         self.expire(now)

@@ -124,10 +124,11 @@ class Reservation:
     Attributes:
         keys: the keys, in the order their IDs stand in the OFFER; empty once it has ended.
         key_ids: their IDs, which stay for log and audit.
+        held: the peer has said of one of them that it holds it.
         state: where it stands.
     """
 
-    __slots__ = ("_entries", "_since", "_stock", "key_ids", "keys", "state")
+    __slots__ = ("_entries", "_since", "_stock", "held", "key_ids", "keys", "state")
 
     def __init__(self, stock: KeyStock, stored: list[_Stored], now: float) -> None:
         self._stock = stock
@@ -135,6 +136,7 @@ class Reservation:
         self._since = now
         self.keys = tuple(entry.key for entry in stored)
         self.key_ids = tuple(entry.key.key_id for entry in stored)
+        self.held = any(entry.held for entry in stored)
         self.state = ReservationState.RESERVED
 
     def offered(self, now: float) -> None:

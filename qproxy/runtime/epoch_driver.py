@@ -53,6 +53,8 @@ _KEY_FAILURES = PEER_HAS_NO_KEYS | {
     Reason.KEY_SPENT,
     Reason.KEY_INVALID,
 }
+#: What a KME says of a key that was fetched before, be it by the peer's process before this one.
+_NOT_HELD = frozenset({Reason.KEY_NOT_FOUND, Reason.KME_BAD_REQUEST})
 
 
 class EpochDriver:
@@ -94,6 +96,8 @@ class EpochDriver:
         self._offered_paths: tuple[str, ...] = ()
         self._barred: set[str] = set()
         self._offered_wish = Reason.INITIAL
+        #: The last offer of a tunnel without an epoch had a key that the peer has said it holds.
+        self._trusted = False
         self._rejected: Reason | None = None
         self._failures = 0
         self._committed_at = trio.current_time()
@@ -154,7 +158,11 @@ class EpochDriver:
         """The offer came to nothing: decide again, soon."""
         self._settle(lambda reservation, now: reservation.orphaned(now))
         if event.mode is Mode.HYBRID and event.reason in _KEY_FAILURES:
-            self._key_failed(event.reason)
+            if self._trusted and event.remote and event.reason in _NOT_HELD:
+                # This tunnel leads to another process than held the key, which is not to blame.
+                self._quantum.peer_lost()
+            else:
+                self._key_failed(event.reason)
         self._try_again(self._offered_wish)
 
     @property
@@ -406,7 +414,8 @@ class EpochDriver:
         self._offered_ids = ()
         if mode is Mode.HYBRID:
             # A new tunnel may be one to a restarted peer, which holds nothing any more.
-            reservation = self._quantum.reserve(plan.paths, now, fresh=wish is Reason.INITIAL)
+            fresh = wish is Reason.INITIAL and not self._quantum.knows_peer
+            reservation = self._quantum.reserve(plan.paths, now, fresh=fresh)
             if reservation is None:
                 return False
             try:
@@ -414,6 +423,7 @@ class EpochDriver:
             except LocalProtocolError:
                 return False
             self._reservation = reservation
+            self._trusted = self._mode is None and reservation.held
             self._offered_ids = reservation.key_ids
             keys = reservation.keys
         # Why this mode is more telling than why now, wherever the mode is not what it was.

@@ -210,6 +210,16 @@ class KeyPath:
         claims = [self._redeemable.claim(key_id, now) for key_id in key_ids]
         return all(claims)
 
+    def holds(self, key_id: str) -> bool:
+        """Whether this one has been redeemed ahead, so that :meth:`take_held` has it."""
+        return self._held.holds(key_id, trio.current_time())
+
+    def take_held(self, key_ids: Sequence[str]) -> list[QkdKey]:
+        """Keys of claimed IDs that are all held, in the order asked; the caller's to wipe."""
+        now = trio.current_time()
+        taken = (self._held.take(key_id, now) for key_id in key_ids)
+        return self._count_redeemed([key for key in taken if key is not None])
+
     async def redeem(self, key_ids: Sequence[str]) -> list[QkdKey] | Reason:
         """Take or fetch the keys of claimed IDs.
 
@@ -225,10 +235,7 @@ class KeyPath:
         except KeySourceError as error:
             self._fetch_failed(error)
             return error.reason
-        self.redeemed += len(redeemed)
-        if redeemed:
-            self.simulated = redeemed[0].simulated
-        return redeemed
+        return self._count_redeemed(redeemed)
 
     async def redeem_ahead(self, keys: Sequence[OfferedKey]) -> dict[str, Reason | None]:
         """Fetch announced keys, as far as there is room: by ID, why it is not held, or None."""
@@ -326,6 +333,12 @@ class KeyPath:
         if self._redeemable.spent(key.key_id, now):
             return Reason.KEY_SPENT
         return self._held.admit(key.key_id, now)
+
+    def _count_redeemed(self, keys: list[QkdKey]) -> list[QkdKey]:
+        self.redeemed += len(keys)
+        if keys:
+            self.simulated = keys[0].simulated
+        return keys
 
     async def _take_or_fetch(self, key_ids: Sequence[str]) -> list[QkdKey]:
         """Keys held already, the others from the source; in the order asked."""

@@ -14,7 +14,7 @@ import trio
 from qproxy.config.model import GatewayConfig, PeerConfig
 from qproxy.crypto.kem import KemProvider
 from qproxy.errors import LocalProtocolError, Reason
-from qproxy.keys import KeyNature, KeyOrigin
+from qproxy.keys import KeyNature, KeyOrigin, QkdKey
 from qproxy.log import Logger
 from qproxy.modes import Mode
 from qproxy.net.endpoint import ConnectionLost
@@ -329,17 +329,23 @@ class Peer:
     # Inside.
 
     def _redeem(self, tunnel: Tunnel, event: KeysNeeded) -> None:
-        async def redeem() -> None:
-            peer_policy = tunnel.connection.peer_policy or self.config.policy
-            answer = await self.quantum.redeem(event.keys, peer_policy)
-
+        def answer(redeemed: list[QkdKey] | Reason) -> None:
             def tell(core: Connection, now: float) -> None:
-                if isinstance(answer, Reason):
-                    core.refuse_keys(event.epoch, event.attempt, answer)
+                if isinstance(redeemed, Reason):
+                    core.refuse_keys(event.epoch, event.attempt, redeemed)
                 else:
-                    core.provide_keys(event.epoch, event.attempt, answer, now)
+                    core.provide_keys(event.epoch, event.attempt, redeemed, now)
 
             tunnel.tell_core(tell)
+
+        peer_policy = tunnel.connection.peer_policy or self.config.policy
+        held = self.quantum.redeem_held(event.keys, peer_policy)
+        if held is not None:
+            answer(held)
+            return
+
+        async def redeem() -> None:
+            answer(await self.quantum.redeem(event.keys, peer_policy))
 
         tunnel.start_task(redeem)
 

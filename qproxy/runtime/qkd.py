@@ -7,9 +7,10 @@ own; what they are together, and which of them an epoch is made from, is decided
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -124,7 +125,6 @@ class QuantumSide:
         self.since = now
         self._log = log
         self._peer_instance: bytes | None = None
-        #: It is still so: a tunnel to the peer has been up ever since it said so.
         self._peer_is_known = False
         self._suspects = Suspects()
         self._widen_at = -math.inf
@@ -350,27 +350,22 @@ class QuantumSide:
         Returns:
             The keys in the order offered, the caller's to wipe; or why they cannot be had.
         """
-        if not self.paths:
-            return Reason.NO_KEY_SOURCE
-        wanted: dict[KeyPath, list[str]] = {}
-        for key in keys:
-            path = self._by_label.get(key.source)
-            if path is None:
-                return Reason.NO_KEY_SOURCE
-            wanted.setdefault(path, []).append(key.key_id)
-        if any(8 * key.size_bytes != self.config.qkd_key_size_bits for key in keys):
-            return Reason.KEY_INVALID
-        # Every ID is claimed, also after one was refused: an ID in an OFFER is burnt (rule R5).
-        claims = [path.claim(key_ids) for path, key_ids in wanted.items()]
-        if not all(claims):
-            return Reason.KEY_SPENT
-        if len(wanted) < self.config.combine_at_least:
-            return Reason.TOO_FEW_SOURCES
-        for path in wanted:
-            refusal = self._refusal(path, peer_policy)
-            if refusal is not None:
-                return refusal
-        return await self._redeem_all(keys, wanted)
+        wanted = self._claim(keys, peer_policy)
+        return wanted if isinstance(wanted, Reason) else await self._redeem_all(keys, wanted)
+
+    def redeem_held(
+        self, keys: tuple[OfferedKey, ...], peer_policy: Policy
+    ) -> list[QkdKey] | Reason | None:
+        """The same at once where all keys were redeemed ahead; else None, and none is claimed."""
+        if not all(
+            (path := self._by_label.get(key.source)) and path.holds(key.key_id) for key in keys
+        ):
+            return None
+        wanted = self._claim(keys, peer_policy)
+        if isinstance(wanted, Reason):
+            return wanted
+        held = {path: path.take_held(key_ids) for path, key_ids in wanted.items()}
+        return _in_order(keys, wanted, held)
 
     async def redeem_ahead(self, keys: tuple[OfferedKey, ...]) -> KeyReport:
         """The server's side of an ANNOUNCE: fetch what there is room for, and say what is held."""
@@ -409,9 +404,20 @@ class QuantumSide:
         share = (MAX_KEYS_PER_ANNOUNCE - len(asked)) // max(1, len(self.paths))
         return (*asked, *(key for path in self.paths for key in path.keys_to_announce(share)))
 
+    @property
+    def knows_peer(self) -> bool:
+        """What the peer said it holds, it holds: a tunnel has been up ever since it said so."""
+        return self._peer_is_known
+
     def tunnels_lost(self) -> None:
         """No tunnel to the peer is up: when one is again, its process may be another one."""
         self._peer_is_known = False
+
+    def peer_lost(self) -> None:
+        """The peer's process is another one than the one that said what it holds."""
+        self._peer_instance, self._peer_is_known = None, False
+        discarded = sum(path.peer_restarted() for path in self.paths)
+        self._log.info("peer_restarted", keys_discarded=discarded)
 
     def not_announced(self, keys: tuple[OfferedKey, ...]) -> None:
         """These keys cannot be told to the peer, whatever their source was thinking: wipe them."""
@@ -423,8 +429,7 @@ class QuantumSide:
     def on_report(self, event: KeysReported) -> None:
         """What the peer says of announced keys. Those it cannot have are wiped."""
         if self._peer_instance not in {None, event.instance_id}:
-            discarded = sum(path.peer_restarted() for path in self.paths)
-            self._log.info("peer_restarted", keys_discarded=discarded)
+            self.peer_lost()
         self._peer_instance, self._peer_is_known = event.instance_id, True
         lost = {k: reason for k, reason in event.refused if reason is not Reason.LIMIT_REACHED}
         if lost:
@@ -545,31 +550,68 @@ class QuantumSide:
             return None if required else reason
         return refusal
 
+    def _claim(
+        self, keys: tuple[OfferedKey, ...], peer_policy: Policy
+    ) -> dict[KeyPath, list[str]] | Reason:
+        """Claim every ID of an OFFER once: what to redeem at each path, or why nothing is."""
+        if not self.paths:
+            return Reason.NO_KEY_SOURCE
+        wanted: dict[KeyPath, list[str]] = {}
+        for key in keys:
+            path = self._by_label.get(key.source)
+            if path is None:
+                return Reason.NO_KEY_SOURCE
+            wanted.setdefault(path, []).append(key.key_id)
+        if any(8 * key.size_bytes != self.config.qkd_key_size_bits for key in keys):
+            return Reason.KEY_INVALID
+        # Every ID is claimed, also after one was refused: an ID in an OFFER is burnt (rule R5).
+        claims = [path.claim(key_ids) for path, key_ids in wanted.items()]
+        if not all(claims):
+            return Reason.KEY_SPENT
+        if len(wanted) < self.config.combine_at_least:
+            return Reason.TOO_FEW_SOURCES
+        for path in wanted:
+            refusal = self._refusal(path, peer_policy)
+            if refusal is not None:
+                return refusal
+        return wanted
+
     async def _redeem_all(
         self, keys: tuple[OfferedKey, ...], wanted: dict[KeyPath, list[str]]
     ) -> list[QkdKey] | Reason:
         """Every source is asked at once; all keys, or the reason of the first that has none."""
-        found: dict[tuple[str, str], QkdKey] = {}
+        found: dict[KeyPath, list[QkdKey]] = {}
         failures: list[Reason] = []
 
         async def redeem(path: KeyPath) -> None:
-            key_ids = wanted[path]
-            answer = await path.redeem(key_ids)
+            answer = await path.redeem(wanted[path])
             if isinstance(answer, Reason):
                 failures.append(answer)
             else:
-                found.update(
-                    {(path.label, asked): key for asked, key in zip(key_ids, answer, strict=True)}
-                )
+                found[path] = answer
 
         try:
             async with trio.open_nursery() as nursery:
                 for path in wanted:
                     nursery.start_soon(redeem, path)
         except BaseException:
-            wipe_keys(found.values())
+            wipe_keys(itertools.chain(*found.values()))
             raise
         if failures:
-            wipe_keys(found.values())
+            wipe_keys(itertools.chain(*found.values()))
             return failures[0]
-        return [found[key.source, key.key_id] for key in keys]
+        return _in_order(keys, wanted, found)
+
+
+def _in_order(
+    keys: tuple[OfferedKey, ...],
+    wanted: Mapping[KeyPath, list[str]],
+    found: Mapping[KeyPath, list[QkdKey]],
+) -> list[QkdKey]:
+    """The keys of all paths in the order offered."""
+    by_id = {
+        (path.label, key_id): key
+        for path, key_ids in wanted.items()
+        for key_id, key in zip(key_ids, found[path], strict=True)
+    }
+    return [by_id[key.source, key.key_id] for key in keys]

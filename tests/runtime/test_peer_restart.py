@@ -9,23 +9,26 @@ import trio
 
 from qproxy.errors import KeySourceError, Reason
 from qproxy.keys import QkdKey
-from qproxy.modes import Mode
+from qproxy.modes import Mode, Policy
+from qproxy.quantum.health import LinkChange, LinkState
 from qproxy.quantum.redeemed import RedeemedKeys, RedeemedSettings
 from qproxy.runtime import qkd
 from qproxy.runtime.tunnel import Tunnel
-from qproxy.tunnel.events import KeysReported
+from qproxy.tunnel.events import EpochCommitted, KeysReported
 from tests.runtime.fakes import FakeSource
 from tests.runtime.pair import GatewayPair, gateway_pair
 
 
-def each_key_once(_client: FakeSource, server: FakeSource) -> None:
+def each_key_once(
+    _client: FakeSource, server: FakeSource, reason: Reason = Reason.KEY_NOT_FOUND
+) -> None:
     """Let the server's KME be like all KMEs: what was fetched is gone."""
     get_keys_by_id = server.get_keys_by_id
 
     async def once(key_ids: Sequence[str], size_bits: int) -> list[QkdKey]:
         await trio.lowlevel.checkpoint()
         if set(key_ids) & set(server.redeemed):
-            raise KeySourceError(Reason.KEY_NOT_FOUND, "it was given out before")
+            raise KeySourceError(reason, "it was given out before")
         return await get_keys_by_id(key_ids, size_bits)
 
     server.get_keys_by_id = once  # type: ignore[method-assign]
@@ -109,3 +112,67 @@ async def test_what_a_restarted_peer_cannot_have_throws_no_doubt_on_its_source(
         ]
         assert blamed == []
         assert held(pair) == 0
+
+
+async def second_tunnel(pair: GatewayPair) -> Tunnel:
+    """Dial another tunnel beside the first; it, once it is up."""
+    (first,) = pair.client.tunnels
+    assert pair.client._nursery is not None
+    pair.client._nursery.start_soon(pair.client._dial)
+    await pair.until(lambda: len(pair.client.tunnels) == 2)
+    (second,) = (tunnel for tunnel in pair.client.tunnels if tunnel is not first)
+    return second
+
+
+async def test_a_further_tunnel_takes_a_key_that_the_peer_holds() -> None:
+    async with gateway_pair(prepare=each_key_once) as pair:
+        await until_held(pair)
+        fetched = list(pair.server_source.redeemed)
+        await second_tunnel(pair)
+        (key_id,) = pair.client.of(EpochCommitted)[-1].key_ids
+        assert key_id in fetched
+        assert pair.client.modes == [Mode.HYBRID, Mode.HYBRID]
+
+
+async def test_keys_held_by_the_peer_are_answered_without_a_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with gateway_pair(prepare=each_key_once) as pair:
+        tunnel = await until_held(pair)
+        started: list[object] = []
+        monkeypatch.setattr(pair.server.tunnels[0], "start_task", started.append)
+        await rekey(pair, tunnel)
+        assert started == []
+
+
+@pytest.mark.parametrize("policy", [Policy.PREFER, Policy.REQUIRE])
+@pytest.mark.parametrize("reason", [Reason.KEY_NOT_FOUND, Reason.KME_BAD_REQUEST])
+async def test_a_further_tunnel_to_another_process_is_hybrid_at_its_second_attempt(
+    monkeypatch: pytest.MonkeyPatch, reason: Reason, policy: Policy
+) -> None:
+    def prepare(client: FakeSource, server: FakeSource) -> None:
+        each_key_once(client, server, reason)
+
+    async with gateway_pair(client_policy=policy, prepare=prepare) as pair:
+        await until_held(pair)
+        changes: list[LinkChange] = []
+        pair.client.quantum.on_link_change(changes.append)
+        forget_everything(pair, monkeypatch)
+        tunnel = await second_tunnel(pair)
+        assert [(failed.attempt, failed.reason) for failed in pair.failures] == [(1, reason)]
+        assert pair.client.modes == [Mode.HYBRID, Mode.HYBRID]
+        # Nothing that the process before held is tried again, and the link is not to blame.
+        await rekey(pair, tunnel)
+        assert len(pair.failures) == 1
+        assert pair.client.quantum.paths[0].health._key_failures == 0
+        assert changes == []
+
+
+async def test_a_further_tunnel_whose_fresh_key_is_not_there_counts_against_the_link() -> None:
+    async with gateway_pair(prepare=each_key_once) as pair:
+        await until_held(pair)
+        pair.client.quantum.paths[0].stock.discard_held()
+        pair.server_source.failure = Reason.KEY_NOT_FOUND
+        assert pair.client._nursery is not None
+        pair.client._nursery.start_soon(pair.client._dial)
+        await pair.until(lambda: pair.client.quantum.state is LinkState.DOWN)

@@ -134,6 +134,34 @@ async def test_an_id_is_redeemed_once_whatever_comes_of_it(
     assert source.redeemed == ["id-1", "id-2"]
 
 
+async def test_keys_redeemed_ahead_are_had_at_once_and_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    source = FakeSource()
+    quantum = quantum_side(source)
+    a, b, c = (OfferedKey("etsi-qkd-014", 32, f"id-{number}") for number in range(3))
+    await quantum.redeem_ahead((a, b))
+    # All of them or none: nothing is claimed where a source must be asked.
+    assert quantum.redeem_held((a, c), Policy.PREFER) is None
+    redeemed = quantum.redeem_held((b, a), Policy.PREFER)
+    assert isinstance(redeemed, list)
+    assert [key.key_id for key in redeemed] == ["id-1", "id-0"]
+    assert quantum.redeemed == 2
+    assert quantum.redeem_held((b, a), Policy.PREFER) is None
+    assert await quantum.redeem((a,), Policy.PREFER) is Reason.KEY_SPENT
+    assert isinstance(await quantum.redeem((c,), Policy.PREFER), list)
+
+
+async def test_held_keys_of_an_offer_that_is_refused_are_burnt_all_the_same(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    quantum = quantum_side(FakeSource(), replace(DIALS, combine_at_least=2))
+    (offered,) = (OfferedKey("etsi-qkd-014", 32, "id"),)
+    await quantum.redeem_ahead((offered,))
+    assert quantum.redeem_held((offered,), Policy.PREFER) is Reason.TOO_FEW_SOURCES
+    assert quantum.redeem_held((offered,), Policy.PREFER) is Reason.KEY_SPENT
+
+
 async def test_refusals_name_their_cause(autojump_clock: trio.testing.MockClock) -> None:
     source = FakeSource()
     quantum = quantum_side(source)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from bench import namespace
 from bench import path as path_module
-from bench.command import Benchmark, add_pair_option, one_subject
+from bench.command import Benchmark, one_subject
 from bench.delayed import DelayedBench, DelayedMeasure, percentiles, run_delayed
 from bench.long_paths import (
     PathParameters,
@@ -130,17 +130,12 @@ def _run(options: argparse.Namespace) -> tuple[Record, str]:
     return record, record_markdown(record)
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    add_pair_option(parser)
-    add_path_options(parser)
-
-
 FAIRNESS = Benchmark(
     _NAME,
     "small requests with and without a bulk stream beside them",
     FairnessParameters().rounds,
     _run,
-    _options,
+    add_path_options,
     minutes=30,
 )
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from bench import namespace
 from bench.children import sigterm_as_exit
-from bench.command import chosen_pairs, positive
+from bench.command import add_pair_option, chosen_pairs, positive
 from bench.host import Host
 from bench.pairs import ProxyPair
 from bench.path import CONGESTION_CONTROL, PathSettings
@@ -108,7 +108,8 @@ def lead_of(path: PathSettings | None, lead_s: float) -> float:
 
 
 def add_path_options(parser: argparse.ArgumentParser) -> None:
-    """``--round-trip MS``, again and again, and ``--congestion-control``."""
+    """``--pair``, ``--round-trip MS``, again and again, and ``--congestion-control``."""
+    add_pair_option(parser)
     parser.add_argument(
         "--congestion-control",
         default=CONGESTION_CONTROL,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from bench import namespace
 from bench import path as path_module
-from bench.command import Benchmark, add_pair_option, one_subject
+from bench.command import Benchmark, one_subject
 from bench.delayed import DelayedBench, DelayedMeasure, percentiles, run_delayed
 from bench.long_paths import (
     PathParameters,
@@ -143,17 +143,12 @@ def _run(options: argparse.Namespace) -> tuple[Record, str]:
     return record, record_markdown(record)
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    add_pair_option(parser)
-    add_path_options(parser)
-
-
 WAN = Benchmark(
     _NAME,
     "one connection and small requests over paths of 5, 30 and 100 ms",
     WanParameters().rounds,
     _run,
-    _options,
+    add_path_options,
     minutes=40,
 )
 

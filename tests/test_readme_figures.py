@@ -76,7 +76,7 @@ def test_each_goal_stands_there_as_it_was_measured(outcome: Outcome) -> None:
     written = {
         f"{spread.median:.{digits}f}{times} ({spread.low:.{digits}f} to {spread.high:.{digits}f})"
         for digits in (1, 2)
-        for times in ("", " ×")
+        for times in ("", " \N{MULTIPLICATION SIGN}")
     }
     assert any(text in README for text in written), written
 

@@ -85,8 +85,6 @@ MAX_REKEY_RECORDS: Final = 2**24
 MAX_STOCK_KEYS: Final = 4096
 #: Most sources that one peer may have at once.
 MAX_PATHS: Final = 4
-#: Most QKD keys that one epoch may use.
-MAX_QKD_KEYS_PER_EPOCH: Final = 8
 
 _NODE_NAME = Text(
     "a name of 1 to 253 letters, digits and '._:/@-', as in the certificate",
@@ -246,7 +244,7 @@ _PEER = Section(
         "local_sae_id": _SAE_ID,
         "peer_sae_id": _SAE_ID,
         "qkd_key_size_bits": Integer(8 * MIN_QKD_KEY_BYTES, 8 * MAX_QKD_KEY_BYTES, multiple_of=8),
-        "qkd_keys_per_epoch": Integer(1, MAX_QKD_KEYS_PER_EPOCH),
+        "qkd_keys_per_epoch": Integer(1, checks.MAX_KEYS_PER_EPOCH),
         "kem": Word(KemAlgorithm),
         "aead": Word(Aead),
         "psk_file": PskFile(),

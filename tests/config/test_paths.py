@@ -2,11 +2,13 @@
 
 import pytest
 
+from qproxy.config.checks import MAX_KEYS_PER_EPOCH
 from qproxy.config.model import Combine, PathConfig
 from qproxy.config.reader import ConfigFileError, load_gateway_config
 from qproxy.errors import ConfigError
 from qproxy.runtime.build import bound_sae_ids, build_settings
 from qproxy.sources.file import make_key_directories
+from qproxy.tunnel.constants import MAX_KEYS_PER_OFFER
 
 FILES = "ca: ca.pem, certificate: a.pem, private_key: a.key"
 KME = "{{type: etsi-qkd-014, url: 'https://127.0.0.1:{port}', " + FILES + "}}"
@@ -120,3 +122,7 @@ def test_a_pad_is_shared_by_two_gateways_and_no_more(load, tmp_path):
         load("key_source: pad}\n  gw-c: {address: '127.0.0.1:7445', key_source: pad", pads)
     keys = {error.key for error in caught.value.errors}
     assert keys == {"peers.gw-c.key_source", "key_sources.pad2.directory"}
+
+
+def test_an_epoch_may_have_as_many_keys_as_an_offer_has_room_for():
+    assert MAX_KEYS_PER_EPOCH == MAX_KEYS_PER_OFFER

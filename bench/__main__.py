@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -109,7 +110,10 @@ def _run_all(options: argparse.Namespace) -> int:
                 record, _ = _measure(build_parser().parse_args([benchmark.name, *flags]))
             except (BenchError, OSError) as error:
                 missing.append(f"{benchmark.name}: {error}")
-                say(f"{benchmark.name}: {error}")
+                say(missing[-1])
+            except Exception as error:  # a fault of ours must not cost the others their report
+                missing.append(f"{benchmark.name}: a fault of its own, {type(error).__name__}")
+                say(traceback.format_exc())
             else:
                 record.write(directory / f"{benchmark.name}.json")
                 records.append(record)

@@ -92,6 +92,17 @@ def test_one_that_breaks_is_named_and_the_others_run(catalogue, tmp_path: Path, 
     assert "wan: no room" in capsys.readouterr().err
 
 
+def test_a_fault_in_one_is_shown_and_the_others_run(catalogue, tmp_path: Path, capsys) -> None:
+    def faulty(_options: argparse.Namespace) -> tuple[Record, str]:
+        raise ZeroDivisionError("of nothing")
+
+    catalogue(benchmark("wan", faulty), benchmark("throughput", fine))
+    assert program.main(["all", "--output", str(tmp_path)]) == 1
+    assert "- wan: a fault of its own, ZeroDivisionError" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "throughput.json").exists()
+    assert "in faulty\n" in capsys.readouterr().err
+
+
 def test_one_by_name_prints_its_page_and_writes_its_report_beside_the_record(
     catalogue, tmp_path: Path, capsys
 ) -> None:

@@ -111,7 +111,7 @@ def error_format(seen: Evidence) -> Outcome:
         answer.error is not None and not answer.error.details_well_formed for answer in refusals
     ):
         return deviates(
-            "details is no array of objects", tolerated("understood by the status code alone")
+            "details is no array of objects", tolerated("understood by the message alone")
         )
     return conforms(f"{len(refusals)} errors")
 

@@ -320,16 +320,16 @@ def decode_key_ids(body: bytes) -> tuple[str, ...]:
 
 
 def decode_error(body: bytes) -> ErrorBody:
-    """Read an error.
+    """Read an error. Details that are no array of objects are left out: the message says enough.
 
     Raises:
         KeySourceError: ``kme_invalid_response``; servers do answer errors in HTML.
     """
     fields = _Fields(decode_json(body, "error", Reason.KME_INVALID_RESPONSE), "error")
-    return ErrorBody(
-        message=fields.text("message", MAX_MESSAGE_BYTES, allow_empty=True),
-        details=fields.objects("details"),
-    )
+    details: tuple[Mapping[str, object], ...] = ()
+    with contextlib.suppress(KeySourceError):
+        details = fields.objects("details")
+    return ErrorBody(fields.text("message", MAX_MESSAGE_BYTES, allow_empty=True), details)
 
 
 def decode_json(body: bytes, where: str, reason: Reason) -> dict[str, object]:

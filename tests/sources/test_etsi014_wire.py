@@ -161,6 +161,12 @@ def test_error_round_trip():
     assert (error.message, error.details) == ("no", ({"a": 1},))
 
 
+@pytest.mark.parametrize("details", ["text", {"a": 1}, 3, ["text"], [{"a": 1}, None], [[]]])
+def test_an_error_is_understood_by_its_message_whatever_its_details_are(details):
+    error = decode_error(dump({"message": ErrorMessage.KEYS_NOT_FOUND, "details": details}))
+    assert (error.message, error.details) == (ErrorMessage.KEYS_NOT_FOUND, ())
+
+
 @pytest.mark.parametrize("message", ErrorMessage)
 def test_prescribed_messages_are_recognised_whatever_their_capitals(message):
     assert ErrorMessage.meant_by(f" {message.upper()}. ") is message

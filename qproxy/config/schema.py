@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from qproxy.config import checks
+from qproxy.config import checks, source_checks
 from qproxy.config.json_objects import JsonObjects
 from qproxy.config.model import (
     GIB,
@@ -299,7 +299,7 @@ _ETSI_014 = Section(
         "key_rate_field": _EXTENSION_FIELD,
         "key_rate_scale": Number(1e-9, 1e12, ""),
     },
-    check=checks.check_etsi_014,
+    check=source_checks.check_etsi_014,
     hints=_PASSWORD_HINTS,
 )
 
@@ -310,7 +310,7 @@ _SKIP = Section(
         "connect_timeout_s": _seconds(0.05, 60),
         "request_timeout_s": _seconds(0.05, 120),
     },
-    check=checks.check_skip,
+    check=source_checks.check_skip,
     hints=_PASSWORD_HINTS,
 )
 

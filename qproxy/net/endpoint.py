@@ -42,7 +42,15 @@ from cryptography import x509
 from OpenSSL import SSL
 
 from qproxy.errors import LocalProtocolError, ProtocolError, QproxyError, Reason
-from qproxy.net.reactor import READABLE, WRITABLE, OnReady, Reactor, current_reactor
+from qproxy.net.reactor import (
+    ALL_BUT_ROOM,
+    ALL_CHANGES,
+    READABLE,
+    WRITABLE,
+    OnReady,
+    Reactor,
+    current_reactor,
+)
 from qproxy.tls.context import expect_server_name, verify_failure, verify_failure_detail
 
 #: Plaintext in one TLS record, in bytes (RFC 9846 §5.1). OpenSSL reads and writes no more at once.
@@ -95,9 +103,19 @@ class Endpoint(Protocol):
     def watch(self, on_ready: OnReady) -> None:
         """Have the reactor call this with every change, until the endpoint is closed.
 
+        That there is room to send need not be told before :meth:`want_room` asked for it.
+
         Raises:
             ConnectionLost: CLOSED.
             OSError: the kernel cannot watch it.
+        """
+        ...
+
+    def want_room(self) -> None:
+        """Less was taken than was offered: tell when there is room, beginning with now. Idempotent.
+
+        Raises:
+            ConnectionLost: the kernel cannot watch it.
         """
         ...
 
@@ -159,6 +177,17 @@ class Endpoint(Protocol):
         """
         ...
 
+    def end(self) -> bool:
+        """End this direction as :meth:`send_eof` does, and close: the other has ended already.
+
+        Returns:
+            False where it would block: call again after ``wait_sendable``.
+
+        Raises:
+            ConnectionLost: reset, or closed on this side.
+        """
+        ...
+
     def abort(self) -> None:
         """Reset the connection (RST) at once, dropping what the kernel holds. Idempotent."""
         ...
@@ -179,24 +208,17 @@ class _SocketEndpoint:
     holds_data = False
 
     def __init__(self, sock: socket.socket) -> None:
-        try:
-            if sock.gettimeout() != 0.0:
-                sock.setblocking(False)
-            if sock.family in (socket.AF_INET, socket.AF_INET6):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError:
-            sock.close()
-            raise
+        if sock.gettimeout() != 0.0:
+            sock.setblocking(False)
         self._socket = sock
         self._closed = False
         self._eof_sent = False
         self._reactor: Reactor | None = None
 
-    def watch(self, on_ready: OnReady) -> None:
-        """See :meth:`Endpoint.watch`."""
+    def _watch(self, on_ready: OnReady, told: int) -> None:
         self._check_open()
         reactor = current_reactor()
-        reactor.watch(self._socket, on_ready)
+        reactor.watch(self._socket, on_ready, told)
         self._reactor = reactor
 
     @property
@@ -220,10 +242,10 @@ class _SocketEndpoint:
     def _close_socket(self) -> None:
         self._closed = True
         if self._reactor is not None:
-            self._reactor.forget(self._socket)
+            self._reactor.close_socket(self._socket)
         else:
             trio.lowlevel.notify_closing(self._socket)
-        self._socket.close()
+            self._socket.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -244,13 +266,30 @@ class TcpEndpoint(_SocketEndpoint):
     """A plain TCP or unix stream connection.
 
     Args:
-        sock: a connected stream socket; owned by the endpoint from here on.
-
-    Raises:
-        OSError: the socket takes no options; it is closed.
+        sock: a connected stream socket, with TCP_NODELAY as :mod:`qproxy.net.listen` makes them;
+            owned by the endpoint from here on.
     """
 
-    __slots__ = ()
+    __slots__ = ("_on_ready",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        #: Whom to tell that there is room, too, once somebody asks; None where that is told.
+        self._on_ready: OnReady | None = None
+
+    def watch(self, on_ready: OnReady) -> None:
+        """See :meth:`Endpoint.watch`."""
+        self._watch(on_ready, ALL_BUT_ROOM)
+        self._on_ready = on_ready
+
+    def want_room(self) -> None:
+        """See :meth:`Endpoint.want_room`."""
+        if self._on_ready is not None:
+            try:
+                self._watch(self._on_ready, ALL_CHANGES)
+            except OSError as error:
+                raise _lost(error) from None
+            self._on_ready = None
 
     def try_receive_into(self, buffer: memoryview) -> int | None:
         """See :meth:`Endpoint.try_receive_into`."""
@@ -311,6 +350,11 @@ class TcpEndpoint(_SocketEndpoint):
         except OSError as error:
             raise _lost(error) from None
         self._eof_sent = True
+        return True
+
+    def end(self) -> bool:
+        """See :meth:`Endpoint.end`: closing sends FIN, too."""
+        self.close()
         return True
 
     def close(self) -> None:
@@ -448,7 +492,10 @@ class TlsEndpoint(_SocketEndpoint):
                 change |= WRITABLE
             on_ready(change)
 
-        super().watch(either_way)
+        self._watch(either_way, ALL_CHANGES)
+
+    def want_room(self) -> None:
+        """See :meth:`Endpoint.want_room`: that is always told."""
 
     def try_receive_into(self, buffer: memoryview) -> int | None:
         """See :meth:`Endpoint.try_receive_into`."""
@@ -561,6 +608,13 @@ class TlsEndpoint(_SocketEndpoint):
         except OSError as error:
             self._lost = _lost(error)
             raise _again(self._lost) from None
+        return True
+
+    def end(self) -> bool:
+        """See :meth:`Endpoint.end`."""
+        if not self.send_eof():
+            return False
+        self.close()
         return True
 
     def close(self) -> None:

@@ -18,23 +18,26 @@ class Handshake:
         timeout_s: float | None,
         done: Callable[[ConnectionLost | None], None],
     ) -> None:
-        """Begin.
+        """Nothing is done before :meth:`begin`.
 
         Args:
             endpoint: fresh, on a connected socket.
             timeout_s: after so many seconds it has failed with HANDSHAKE_TIMEOUT; None where the
                 caller has a deadline of its own, and cancels.
-            done: called once, possibly before this returns; with the failure, after which the
-                endpoint is closed, or with None.
+            done: called once; with the failure, after which the endpoint is closed, or with None.
         """
         self._endpoint = endpoint
+        self._timeout_s = timeout_s
         self._done = done
         self._over = False
         self._timer: Timer | None = None
-        if timeout_s is not None:
-            self._timer = current_reactor().call_later(timeout_s, self._too_late)
+
+    def begin(self) -> None:
+        """Wait for the other end's words and answer them. May call ``done`` before it returns."""
+        if self._timeout_s is not None:
+            self._timer = current_reactor().call_later(self._timeout_s, self._too_late)
         try:
-            endpoint.watch(self._step)
+            self._endpoint.watch(self._step)
         except (ConnectionLost, OSError) as error:
             self._finish(ConnectionLost(Reason.CONNECTION_RESET, str(error)))
 

@@ -1,4 +1,7 @@
-"""Listening, accepting and dialling: addresses in, plain non-blocking sockets out."""
+"""Listening, accepting and dialling: addresses in, plain non-blocking sockets out.
+
+TCP sockets have TCP_NODELAY: what is sent leaves at once.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ import trio
 from qproxy.address import Address, TcpAddress, UnixAddress, parse_address
 from qproxy.errors import Reason
 from qproxy.net.endpoint import ConnectionLost
-from qproxy.net.reactor import current_reactor
+from qproxy.net.reactor import WHILE_READABLE, current_reactor
 
 __all__ = [
     "Acceptor",
@@ -139,19 +142,30 @@ async def accept(listener: socket.socket) -> socket.socket:
     await trio.lowlevel.checkpoint()
     while True:
         try:
-            sock, _ = listener.accept()
+            accepted = _accept_one(listener)
         except BlockingIOError:
             await trio.lowlevel.wait_readable(listener)
         except OSError as error:
             if error.errno == errno.EBADF:
                 raise trio.ClosedResourceError("the listener is closed") from None
-            if error.errno in _EXHAUSTED:
-                await trio.sleep(_EXHAUSTED_REST_S)
-            elif error.errno not in _STILLBORN:
+            if error.errno not in _EXHAUSTED:
                 raise
+            await trio.sleep(_EXHAUSTED_REST_S)
         else:
-            sock.setblocking(False)
-            return sock
+            if accepted is not None:
+                return accepted[0]
+
+
+def _accept_one(listener: socket.socket) -> tuple[socket.socket, Any] | None:
+    """A connection and its address; None for one that died while it waited."""
+    try:
+        sock, address = listener.accept()
+    except OSError as error:
+        if error.errno in _STILLBORN:
+            return None
+        raise
+    sock.setblocking(False)
+    return sock, address
 
 
 class Acceptor:
@@ -170,20 +184,23 @@ class Acceptor:
         self._on_accepted = on_accepted
         self._paused = False
         self._resting = False
-        self._scheduled = False
         self._closed = False
+        #: Connections taken in a row: one, unless a row was taken whole in the turn before; and the
+        #: last turn of which that is true.
+        self._row = 1
+        self._row_ended_in = -1
         self._reactor = current_reactor()
-        self._reactor.watch(listener, self._on_ready)
+        self._watch()
 
     def pause(self) -> None:
         """Leave connections in the kernel's backlog."""
         self._paused = True
+        self._reactor.forget(self._listener)
 
     def resume(self) -> None:
         """Accept again."""
-        if self._paused:
-            self._paused = False
-            self._accept_soon()
+        self._paused = False
+        self._watch()
 
     def close(self) -> None:
         """Accept no more. Idempotent."""
@@ -191,39 +208,38 @@ class Acceptor:
             self._closed = True
             self._reactor.forget(self._listener)
 
-    def _on_ready(self, _change: int) -> None:
-        if not self._scheduled:
-            self._accept()
+    def _watch(self) -> None:
+        if not (self._paused or self._resting or self._closed):
+            self._reactor.watch(self._listener, self._on_ready, WHILE_READABLE)
 
-    def _accept_soon(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            self._reactor.soon(self._accept)
+    def _rest(self) -> None:
+        self._resting = True
+        self._reactor.forget(self._listener)
+        self._reactor.call_later(_EXHAUSTED_REST_S, self._rested)
 
     def _rested(self) -> None:
         self._resting = False
-        self._accept_soon()
+        self._watch()
 
-    def _accept(self) -> None:
-        self._scheduled = False
-        for _ in range(ACCEPTS_IN_A_ROW):
-            if self._paused or self._resting or self._closed:
-                return
+    def _on_ready(self, _change: int) -> None:
+        """Take one, or more where there is one in every turn: to ask in vain costs a call."""
+        turn = self._reactor.turns
+        self._row = min(2 * self._row, ACCEPTS_IN_A_ROW) if turn == self._row_ended_in + 1 else 1
+        for _ in range(self._row):
             try:
-                sock, address = self._listener.accept()
+                accepted = _accept_one(self._listener)
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    self._resting = True
-                    self._reactor.call_later(_EXHAUSTED_REST_S, self._rested)
-                    return
-                if error.errno not in _STILLBORN:
+                self._rest()
+                if error.errno not in _EXHAUSTED:
                     raise
-            else:
-                sock.setblocking(False)
-                self._on_accepted(sock, address)
-        self._accept_soon()
+                return
+            if accepted is not None:
+                self._on_accepted(*accepted)
+            if self._paused or self._closed:
+                return
+        self._row_ended_in = turn
 
 
 async def open_connection(address: Address, timeout_s: float) -> socket.socket:
@@ -284,68 +300,65 @@ class Connecting:
         sockaddr: Any,
         done: Callable[[socket.socket | ConnectionLost], None],
     ) -> None:
-        """Begin.
+        """Nothing is done before :meth:`begin`.
 
         Args:
             address: what messages call it.
             family: of the socket.
             sockaddr: in the family's form.
-            done: called once, possibly before this returns, with the connected socket, which is
-                the callee's, or with the failure.
+            done: called once with the connected socket, which is the callee's, or with the failure.
         """
         self._address = address
+        self._family = family
         self._sockaddr = sockaddr
         self._done = done
-        self._watched = False
-        self._over = False
+        #: As long as it connects.
+        self._sock: socket.socket | None = None
+
+    def begin(self) -> None:
+        """Connect. Where the answer is there at once, ``done`` is called before this returns."""
         try:
-            self._sock = socket.socket(family, socket.SOCK_STREAM)
+            self._sock = _dialling_socket(self._family)
         except OSError as error:
-            self._over = True
-            done(_connect_failure(address, error))
-            return
-        self._sock.setblocking(False)
-        self._try()
+            self._fail(error)
+        else:
+            self._try()
 
     def cancel(self) -> None:
         """Give up without a word; nothing, once it is done."""
-        if not self._over:
-            self._close()
+        sock = self._let_go()
+        if sock is not None:
+            sock.close()
 
     def _try(self, _change: int = 0) -> None:
         """Ask again: on the same machine the answer is there at once, and saves a turn."""
-        if self._over:
+        sock = self._sock
+        if sock is None:
             return
-        failed = self._sock.connect_ex(self._sockaddr)
+        failed = sock.connect_ex(self._sockaddr)
         if failed == errno.EINPROGRESS:
-            failed = self._sock.connect_ex(self._sockaddr)
+            failed = sock.connect_ex(self._sockaddr)
         if failed in (0, errno.EISCONN):
-            self._leave()
-            self._done(self._sock)
-        elif failed != errno.EALREADY:
-            self._close()
-            self._done(_connect_failure(self._address, OSError(failed, os.strerror(failed))))
-        elif not self._watched:
-            self._watch()
-
-    def _watch(self) -> None:
-        try:
-            current_reactor().watch(self._sock, self._try)
-        except OSError as error:
-            self._close()
-            self._done(_connect_failure(self._address, error))
+            self._let_go()
+            self._done(sock)
+        elif failed == errno.EALREADY:
+            try:
+                current_reactor().watch(sock, self._try)
+            except OSError as error:
+                self._fail(error)
         else:
-            self._watched = True
+            self._fail(OSError(failed, os.strerror(failed)))
 
-    def _leave(self) -> None:
+    def _fail(self, error: OSError) -> None:
+        self.cancel()
+        self._done(_connect_failure(self._address, error))
+
+    def _let_go(self) -> socket.socket | None:
         """The socket is somebody else's, who may close it without a word to the reactor."""
-        self._over = True
-        if self._watched:
-            current_reactor().forget(self._sock)
-
-    def _close(self) -> None:
-        self._leave()
-        self._sock.close()
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            current_reactor().forget(sock)
+        return sock
 
 
 async def _resolve(address: Address) -> Sequence[_Found]:
@@ -361,9 +374,8 @@ async def _resolve(address: Address) -> Sequence[_Found]:
 
 
 async def _connect(family: socket.AddressFamily, sockaddr: Any) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = _dialling_socket(family)
     try:
-        sock.setblocking(False)
         try:
             sock.connect(sockaddr)
         except BlockingIOError as error:
@@ -373,6 +385,17 @@ async def _connect(family: socket.AddressFamily, sockaddr: Any) -> socket.socket
             failed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if failed:
                 raise OSError(failed, os.strerror(failed)) from None
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _dialling_socket(family: socket.AddressFamily) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except BaseException:
         sock.close()
         raise
@@ -396,6 +419,8 @@ def _listen_tcp(
         if reuse_port and sys.platform != "win32":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         _bind_tcp(listener, sockaddr)
+        # What is accepted from it has that, too.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.listen(backlog)
         listener.setblocking(False)
     except BaseException:

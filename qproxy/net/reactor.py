@@ -18,7 +18,9 @@ either side may call the other. Who turns it depends on who runs the thread:
   descriptor and turns it. Slower, and the same in everything else.
 
 Edge-triggered means: called once for each change. A function reads until the kernel has no more,
-or comes back by :meth:`Reactor.soon`; what it leaves is not told again (epoll(7)).
+or comes back by :meth:`Reactor.soon`; what it leaves is not told again (epoll(7)). Only listening
+sockets are told of for as long as somebody waits: most often that is one connection, and to ask
+whether there is another would cost each of them a call.
 """
 
 from __future__ import annotations
@@ -54,7 +56,13 @@ MAX_EVENTS = 256
 #: Timers are looked at no more often than this, in seconds.
 TIMER_GRAIN_S = 0.05
 
-_EDGES = READABLE | WRITABLE | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
+#: What a socket's function is told: every change ...
+ALL_CHANGES = READABLE | WRITABLE | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
+#: ... every change but that there is room to send again, until :meth:`Reactor.watch` is called
+#: again: a fresh connection has room, and telling that would cost it a turn ...
+ALL_BUT_ROOM = ALL_CHANGES & ~WRITABLE
+#: ... or in every turn that there is something, as long as there is.
+WHILE_READABLE = READABLE
 
 OnReady = Callable[[int], None]
 
@@ -130,23 +138,28 @@ class Reactor:
         """Sockets watched."""
         return len(self._ready)
 
-    def watch(self, sock: socket.socket, on_ready: OnReady) -> None:
-        """Call ``on_ready`` with every change of a non-blocking socket, the present state first.
+    def watch(self, sock: socket.socket, on_ready: OnReady, told: int = ALL_CHANGES) -> None:
+        """Call ``on_ready`` with the changes of a non-blocking socket, the present state first.
 
         Its argument is a combination of READABLE, WRITABLE and HANGUP. Again for the same socket:
         another function from now on, and it, too, is told of the present state first.
 
+        Args:
+            sock: the caller's; to be forgotten before it is closed.
+            on_ready: see above.
+            told: of what: ALL_CHANGES, ALL_BUT_ROOM or WHILE_READABLE.
+
         Raises:
             OSError: the kernel cannot watch it, or has no memory.
         """
-        self.watch_descriptor(sock.fileno(), on_ready)
+        self.watch_descriptor(sock.fileno(), on_ready, told)
 
-    def watch_descriptor(self, number: int, on_ready: OnReady) -> None:
+    def watch_descriptor(self, number: int, on_ready: OnReady, told: int = ALL_CHANGES) -> None:
         """The same for a descriptor that is no socket."""
         if number in self._ready:
-            self._epoll.modify(number, _EDGES)
+            self._epoll.modify(number, told)
         else:
-            self._epoll.register(number, _EDGES)
+            self._epoll.register(number, told)
         self._ready[number] = on_ready
 
     def forget(self, sock: socket.socket) -> None:
@@ -157,6 +170,17 @@ class Reactor:
                 self._forgotten.add(number)
             with contextlib.suppress(OSError):
                 self._epoll.unregister(number)
+
+    def close_socket(self, sock: socket.socket) -> None:
+        """Watch a socket no more, and close it.
+
+        Only for one that no other process has been given: the kernel itself forgets a socket that
+        is closed everywhere, which saves a call.
+        """
+        number = sock.fileno()
+        if self._ready.pop(number, None) is not None and self.turning:
+            self._forgotten.add(number)
+        sock.close()
 
     def busy_poll(self, most_s: float) -> None:
         """Look for changes for so long, at most, before sleeping: :mod:`qproxy.net.busy_poll`."""

@@ -7,8 +7,10 @@ gets a task, to wait for one.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,14 @@ def text_address(address: Any) -> str:
         host, port = str(address[0]), address[1]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return "unix"
+
+
+def _arrival_address(listening: socket.socket) -> str | None:
+    """Where connections to a listening socket arrive, as text; None where they differ in that."""
+    address = listening.getsockname()
+    if isinstance(address, tuple) and ipaddress.ip_address(address[0]).is_unspecified:
+        return None
+    return text_address(address)
 
 
 class Listener:
@@ -108,7 +118,10 @@ class Listener:
         """Accept until cancelled. Who has no stream by then is reset."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            self._acceptors = [Acceptor(sock, self._on_accepted) for sock in self.sockets]
+            self._acceptors = [
+                Acceptor(sock, partial(self._on_accepted, _arrival_address(sock)))
+                for sock in self.sockets
+            ]
             try:
                 await trio.sleep_forever()
             finally:
@@ -116,7 +129,7 @@ class Listener:
                 for arrival in list(self.shaking):
                     arrival.give_up(Reason.SHUTDOWN)
 
-    def _on_accepted(self, sock: socket.socket, address: object) -> None:
+    def _on_accepted(self, local: str | None, sock: socket.socket, address: object) -> None:
         self.counters.accepted += 1
         self.counters.open += 1
         if self.counters.open >= self.config.max_connections:
@@ -126,7 +139,7 @@ class Listener:
             self._log.warning("listener_full", limit=self.config.max_connections)
             for acceptor in self._acceptors:
                 acceptor.pause()
-        arrival = _Arrival(self, sock, text_address(address))
+        arrival = _Arrival(self, sock, text_address(address), local)
         arrival.guarded(arrival.begin)
 
     # For arrivals.
@@ -168,12 +181,15 @@ class Listener:
 class _Arrival:
     """One accepted connection, until its relay is over."""
 
-    __slots__ = ("_client", "_endpoint", "_listener", "_over", "_sock")
+    __slots__ = ("_client", "_endpoint", "_listener", "_local", "_over", "_sock")
 
-    def __init__(self, listener: Listener, sock: socket.socket, client: str) -> None:
+    def __init__(
+        self, listener: Listener, sock: socket.socket, client: str, local: str | None
+    ) -> None:
         self._listener = listener
         self._sock = sock
         self._client = client
+        self._local = local
         self._endpoint: Endpoint | None = None
         self._over = False
 
@@ -197,7 +213,7 @@ class _Arrival:
             self.guarded(self._find_tunnel)
 
         self._listener.shaking.add(self)
-        Handshake(endpoint, self._listener.config.handshake_timeout_s, shaken)
+        Handshake(endpoint, self._listener.config.handshake_timeout_s, shaken).begin()
 
     def guarded(self, step: Callable[[], None]) -> None:
         """Take a step. A fault of ours costs this connection, never the gateway."""
@@ -246,9 +262,8 @@ class _Arrival:
                 raise LocalProtocolError(
                     Reason.POLICY_REQUIRE, "a QKD key is required and no tunnel has a fresh one"
                 )
-            stream_id = tunnel.open_stream(
-                config.service, self._client, text_address(self._sock.getsockname())
-            )
+            local = self._local or text_address(self._sock.getsockname())
+            stream_id = tunnel.open_stream(config.service, self._client, local)
         except (LocalProtocolError, OSError) as error:
             self.give_up(getattr(error, "reason", Reason.CONNECTION_RESET), peer=config.peer)
             return
@@ -259,7 +274,7 @@ class _Arrival:
             policy=policy,
         )
         relay.on_over = self._on_over
-        relay.start(endpoint)
+        relay.start(endpoint, speaks_first=True)
 
     def _on_over(self, relay: Relay) -> None:
         if self._over:

@@ -64,7 +64,6 @@ class Relay:
         "_bulk",
         "_delivered",
         "_endpoint",
-        "_failed",
         "_hung_up",
         "_last_delivery",
         "_local_ended",
@@ -109,7 +108,7 @@ class Relay:
         self.failure: Reason | None = None
         self.on_over: OnOver | None = None
         self._reactor: Reactor = current_reactor()
-        self.active_at = trio.current_time()
+        self.active_at = self._reactor.time()
         self._tunnel = tunnel
         self._endpoint: Endpoint | None = None
         self._queue: deque[bytearray] | None = None
@@ -121,24 +120,24 @@ class Relay:
         self._scheduled = False
         self._local_ended = False
         self._remote_ended = False
-        self._failed = False
         self._over = False
         self._accepted = accepted
         self._delivered = False
         self._last_delivery: Timer | None = None
 
     @property
-    def ended(self) -> bool:
-        """The stream was reset, by whichever side."""
-        return self._failed
-
-    @property
     def over(self) -> bool:
         """Nothing more will happen: the endpoint, if there was one, is closed."""
         return self._over
 
-    def start(self, endpoint: Endpoint) -> None:
-        """Carry bytes from here on. Owns the endpoint and closes it."""
+    def start(self, endpoint: Endpoint, *, speaks_first: bool = False) -> None:
+        """Carry bytes from here on. Owns the endpoint and closes it.
+
+        Args:
+            endpoint: of the application or the service.
+            speaks_first: most likely its first words are there, or about to be: read at the end of
+                this turn, so that they leave with what opens the stream.
+        """
         if self._over:
             endpoint.abort()
             return
@@ -149,12 +148,15 @@ class Relay:
             self.fail(Reason.CONNECTION_RESET)
             return
         self._drain()
+        if speaks_first:
+            self._readable = True
+            self.wake()
 
     # What the tunnel tells.
 
     def on_data(self, views: list[memoryview], size: int) -> None:
         """``size`` bytes for the application; the views are valid during this call only."""
-        if self._failed:
+        if self._over:
             return
         if self.idle_timeout_s:
             self.active_at = trio.current_time()
@@ -168,6 +170,7 @@ class Relay:
             self._tunnel.consumed(self.stream_id, sent)
         if sent < size:
             self._keep_rest(views, sent)
+            self._want_room()
 
     def on_half_closed(self) -> None:
         """FIN from the far side, after everything before it."""
@@ -208,7 +211,7 @@ class Relay:
 
     def fail(self, reason: Reason) -> None:
         """This side gives the stream up. Idempotent, and nothing once the relay has ended."""
-        if not (self._failed or self._over):
+        if not self._over:
             self._tunnel.reset(self.stream_id, reason)
             self._end(reason)
 
@@ -217,7 +220,7 @@ class Relay:
     @property
     def _complete(self) -> bool:
         """Both halves have ended: nothing is left but to hand on what is queued."""
-        return self._local_ended and self._remote_ended and not self._failed
+        return self._local_ended and self._remote_ended
 
     def _on_ready(self, change: int) -> None:
         """The reactor's: the connection has changed."""
@@ -281,9 +284,8 @@ class Relay:
         self.fail(Reason.TUNNEL_LOST if lost else error.reason)
 
     def _end(self, reason: Reason) -> None:
-        if self._failed or self._over:
+        if self._over:
             return
-        self._failed = True
         self.failure = reason
         self._queue = None
         if self._endpoint is not None:
@@ -326,13 +328,22 @@ class Relay:
             else:
                 queue.append(bytearray(rest))
 
+    def _want_room(self) -> None:
+        if self._endpoint is not None:
+            try:
+                self._endpoint.want_room()
+            except ConnectionLost as error:
+                self._broken(error)
+
     def _drain(self) -> None:
         """Send what is queued, and FIN behind it, as far as the kernel takes it at once."""
-        if self._failed or self._over or self._endpoint is None:
+        if self._over or self._endpoint is None:
             return
         try:
             if self._send_queued(self._endpoint):
                 self._finish_if_done()
+            else:
+                self._endpoint.want_room()
         except (ConnectionLost, LocalProtocolError) as error:
             self._broken(error)
 
@@ -353,7 +364,6 @@ class Relay:
             self._tunnel.consumed(self.stream_id, sent)
         self._queue = None
         if self._remote_ended and not self._delivered:
-            if not endpoint.send_eof():
-                return False
-            self._delivered = True
+            self._delivered = endpoint.end() if self._local_ended else endpoint.send_eof()
+            return self._delivered
         return True

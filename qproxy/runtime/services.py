@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Protocol
 
 import trio
 from OpenSSL import SSL
@@ -102,14 +103,16 @@ class Services:
     def answer(self, peer: PeerConfig, tunnel: Tunnel, event: StreamRequested) -> None:
         """Refuse a stream at once, or connect to its service."""
         service = self._services.get(event.service)
-        refusal = self._refusal(peer, tunnel, service)
-        if service is None or refusal is not None:
-            self.refuse(peer.name, tunnel, event, refusal or Reason.SERVICE_UNKNOWN, "")
+        if service is None:
+            self.refuse(peer.name, tunnel, event, Reason.SERVICE_UNKNOWN)
+            return
+        policy = service.policy(peer)
+        refusal = self._refusal(peer, tunnel, service, policy)
+        if refusal is not None:
+            self.refuse(peer.name, tunnel, event, refusal)
             return
         relay = tunnel.attach(
-            event.stream_id,
-            idle_timeout_s=service.config.idle_timeout_s,
-            policy=service.policy(peer),
+            event.stream_id, idle_timeout_s=service.config.idle_timeout_s, policy=policy
         )
         # Counted here and not when it is connected, or one burst of streams would pass the limit.
         service.connections += 1
@@ -117,12 +120,13 @@ class Services:
         relay.on_over = opening.on_over
         opening.guarded(opening.begin)
 
-    def _refusal(self, peer: PeerConfig, tunnel: Tunnel, service: Service | None) -> Reason | None:
-        if service is None:
-            return Reason.SERVICE_UNKNOWN
+    @staticmethod
+    def _refusal(
+        peer: PeerConfig, tunnel: Tunnel, service: Service, policy: ServicePolicy
+    ) -> Reason | None:
         if not service.allows(peer.name):
             return Reason.SERVICE_FORBIDDEN
-        if not tunnel.meets(service.policy(peer)):
+        if not tunnel.meets(policy):
             return Reason.POLICY_REQUIRE
         if service.connections >= service.config.max_connections:
             return Reason.LIMIT_REACHED
@@ -152,7 +156,7 @@ class Services:
             )
 
     def refuse(
-        self, peer: str, tunnel: Tunnel, event: StreamRequested, reason: Reason, detail: str
+        self, peer: str, tunnel: Tunnel, event: StreamRequested, reason: Reason, detail: str = ""
     ) -> None:
         """No connection for this stream: tell the peer, count it, say so."""
         service = self._services.get(event.service)
@@ -166,9 +170,7 @@ class Services:
             reason=reason,
             detail=detail,
         )
-        relay = tunnel.relays.get(event.stream_id)
-        tunnel.forget(event.stream_id)
-        if tunnel.open and not (relay is not None and relay.ended):
+        if tunnel.open:
 
             def refuse(core: Connection, now: float) -> None:
                 core.refuse_stream(event.stream_id, reason, now)
@@ -176,20 +178,24 @@ class Services:
             tunnel.tell_core(refuse)
 
 
+class _Step(Protocol):
+    """What an opening waits for."""
+
+    def cancel(self) -> None:
+        """Give up without a word, and close what is half made. Nothing, once it is done."""
+
+
 class _Opening:
     """One stream that a peer has asked for, until its relay is over."""
 
     __slots__ = (
-        "_connecting",
         "_event",
-        "_handshake",
         "_peer",
         "_relay",
-        "_resolving",
         "_service",
         "_services",
         "_settled",
-        "_started",
+        "_step",
         "_timer",
         "_tunnel",
     )
@@ -210,10 +216,7 @@ class _Opening:
         self._service = service
         self._relay = relay
         self._settled = False
-        self._started = False
-        self._resolving: trio.CancelScope | None = None
-        self._connecting: Connecting | None = None
-        self._handshake: Handshake | None = None
+        self._step: _Step | None = None
         self._timer: Timer | None = None
 
     def begin(self) -> None:
@@ -221,11 +224,12 @@ class _Opening:
         config = self._service.config
         found = self._service.literal
         if found is None:
-            self._resolving = trio.CancelScope()
-            self._tunnel.start_task(partial(self._connect_by_name, self._resolving))
+            scope = self._step = trio.CancelScope()
+            self._tunnel.start_task(partial(self._connect_by_name, scope))
         else:
-            self._connecting = Connecting(config.connect, *found, self._on_connected)
-        if not (self._settled or self._started):
+            connecting = self._step = Connecting(config.connect, *found, self._on_connected)
+            connecting.begin()
+        if self._step is not None:
             # Most services are connected by now and need no timer.
             self._timer = current_reactor().call_later(config.connect_timeout_s, self._too_late)
 
@@ -255,7 +259,7 @@ class _Opening:
             self._on_connected(result)
 
     def _on_connected(self, result: socket.socket | ConnectionLost) -> None:
-        self.guarded(lambda: self._go_on(result))
+        self.guarded(partial(self._go_on, result))
 
     def _go_on(self, result: socket.socket | ConnectionLost) -> None:
         if isinstance(result, ConnectionLost):
@@ -276,11 +280,11 @@ class _Opening:
             else:
                 self._refuse(lost)
 
-        self._handshake = Handshake(endpoint, None, shaken)
+        handshake = self._step = Handshake(endpoint, None, shaken)
+        handshake.begin()
 
     def _start(self, endpoint: TcpEndpoint | TlsEndpoint) -> None:
-        self._started = True
-        self._stop_timer()
+        self._step_over()
         event, tunnel = self._event, self._tunnel
         if self._settled or not tunnel.open:
             endpoint.abort()
@@ -309,24 +313,22 @@ class _Opening:
         if self._settled:
             return
         self._leave()
+        self._tunnel.forget(self._event.stream_id)
         # What went wrong with a service's TLS is not for the peer.
         reason = Reason.SERVICE_TLS if error.reason in TLS_REFUSALS else error.reason
         self._services.refuse(self._peer, self._tunnel, self._event, reason, str(error))
 
     def _leave(self) -> None:
         """Give the place among the service's connections back, once."""
-        if self._settled:
-            return
-        self._settled = True
-        self._service.connections -= 1
-        self._stop_timer()
-        if self._resolving is not None:
-            self._resolving.cancel()
-        if self._connecting is not None:
-            self._connecting.cancel()
-        if self._handshake is not None:
-            self._handshake.cancel()
+        if not self._settled:
+            self._settled = True
+            self._service.connections -= 1
+            self._step_over()
 
-    def _stop_timer(self) -> None:
+    def _step_over(self) -> None:
+        """Nothing is waited for any more."""
+        step, self._step = self._step, None
+        if step is not None:
+            step.cancel()
         if self._timer is not None:
             self._timer.cancel()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from functools import partial
 
 import pytest
 import trio
+import trio.testing
 from OpenSSL import SSL
 
 from qproxy.errors import LocalProtocolError, Reason
 from qproxy.modes import ClientAuth
 from qproxy.net.endpoint import ConnectionLost, TcpEndpoint, TlsEndpoint
+from qproxy.net.reactor import WRITABLE
 from qproxy.tls.context import client_context, server_context
 from qproxy.tls.identity import TrustStore
 from tests import pki
@@ -54,28 +55,10 @@ async def test_data_goes_both_ways(make_pair):
     b.close()
 
 
-class DeafSocket(socket.socket):
-    """A socket that takes no options."""
-
-    def setsockopt(self, *_):
-        raise OSError(errno.ENOBUFS, "as the test wants it")
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(TcpEndpoint, id="tcp"),
-        pytest.param(lambda sock: TlsEndpoint.server(sock, tls_contexts()[0]), id="tls server"),
-        pytest.param(
-            lambda sock: TlsEndpoint.client(sock, tls_contexts()[1], server_name="a.test"),
-            id="tls client",
-        ),
-    ],
-)
-def test_a_socket_whose_endpoint_cannot_be_made_is_closed(make):
-    sock = DeafSocket()
-    with pytest.raises(OSError, match="as the test wants it"):
-        make(sock)
+def test_a_socket_whose_context_is_of_no_use_is_closed():
+    sock = socket.socket()
+    with pytest.raises(TypeError):
+        TlsEndpoint.server(sock, None)
     assert sock.fileno() == -1
 
 
@@ -335,6 +318,39 @@ async def test_tcp_delivers_small_writes_at_once():
     for endpoint in (a, b):
         assert endpoint.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         endpoint.close()
+
+
+@pytest.mark.parametrize("make_pair", PAIRS)
+async def test_room_is_told_of_once_somebody_wants_it(make_pair):
+    a, b = await make_pair()
+    told = []
+    a.watch(told.append)
+    block = memoryview(bytes(1 << 20))
+    while a.try_send((block,)):
+        pass
+    a.want_room()
+    a.want_room()
+    await trio.testing.wait_all_tasks_blocked()
+    told.clear()
+    buffer = memoryview(bytearray(1 << 20))
+    with trio.fail_after(10):
+        while not any(change & WRITABLE for change in told):
+            b.try_receive_into(buffer)
+            await trio.testing.wait_all_tasks_blocked()
+    a.close()
+    b.close()
+
+
+@pytest.mark.parametrize("make_pair", PAIRS)
+async def test_the_last_end_is_a_clean_one_and_what_was_sent_arrives(make_pair):
+    a, b = await make_pair()
+    await send(a, b"last words")
+    await send_eof(b)
+    assert await receive_all(a) == b""
+    assert a.end()
+    assert a.closed
+    assert await receive_all(b) == b"last words"
+    b.close()
 
 
 # --- TLS ---------------------------------------------------------------------------------------

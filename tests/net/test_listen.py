@@ -345,6 +345,88 @@ async def test_accepting_goes_on_after_the_system_ran_out(autojump_clock):
         acceptor.close()
 
 
+class CountedListener:
+    """A listener that counts how often it was asked for a connection."""
+
+    def __init__(self, listener):
+        self.asked = 0
+        self._listener = listener
+
+    def accept(self):
+        self.asked += 1
+        return self._listener.accept()
+
+    def fileno(self):
+        return self._listener.fileno()
+
+
+async def test_a_connection_now_and_then_costs_one_call():
+    (listener,) = open_listeners(TcpAddress("127.0.0.1", 0))
+    counted = CountedListener(listener)
+    with listener, contextlib.ExitStack() as sockets:
+        acceptor = Acceptor(counted, lambda sock, _address: sockets.enter_context(sock))
+        for number in range(1, 11):
+            sockets.enter_context(socket.create_connection(listener.getsockname()))
+            await trio.testing.wait_all_tasks_blocked()
+            assert counted.asked == number
+            current_reactor().turn(wait=False)  # what has come over the connection, say
+        acceptor.close()
+
+
+async def test_a_fault_of_the_listener_is_told_and_rested_from(autojump_clock, caplog):
+    (listener,) = open_listeners(TcpAddress("127.0.0.1", 0))
+    accepted = []
+    faults = 3
+
+    class Faulty(CountedListener):
+        def accept(self):
+            if self.asked < faults:
+                self.asked += 1
+                raise OSError(errno.EINVAL, "as the test wants it")
+            return super().accept()
+
+    faulty = Faulty(listener)
+    acceptor = Acceptor(faulty, lambda sock, _address: accepted.append(sock))
+    with listener, socket.create_connection(listener.getsockname()):
+        await trio.testing.wait_all_tasks_blocked()
+        assert faulty.asked == 1
+        await trio.sleep(60)
+        assert len(accepted) == 1
+        assert [record.getMessage() for record in caplog.records] == ["reactor_failed"] * faults
+        accepted[0].close()
+        acceptor.close()
+
+
+async def test_a_listener_closed_while_it_rests_or_pauses_is_watched_no_more(autojump_clock):
+    (listener,) = open_listeners(TcpAddress("127.0.0.1", 0))
+    with listener, socket.create_connection(listener.getsockname()):
+        resting = Acceptor(ExhaustibleListener(listener), None)
+        await trio.testing.wait_all_tasks_blocked()
+        resting.close()
+        paused = Acceptor(listener, None)
+        paused.pause()
+        paused.close()
+        paused.resume()
+        await trio.sleep(60)
+        assert current_reactor().watched == 0
+
+
+async def test_what_is_sent_leaves_at_once_on_either_end_however_it_was_made():
+    (listener,) = open_listeners(TcpAddress("127.0.0.1", 0))
+    address = TcpAddress(*listener.getsockname())
+    with listener:
+        made = [await open_connection(address, 5), await accept(listener)]
+        acceptor = Acceptor(listener, lambda sock, _address: made.append(sock))
+        Connecting(address, socket.AF_INET, listener.getsockname(), made.append).begin()
+        await trio.testing.wait_all_tasks_blocked()
+        acceptor.close()
+    assert len(made) == 4
+    for sock in made:
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert not os.get_blocking(sock.fileno())
+        sock.close()
+
+
 async def test_a_storm_of_connections_leaves_the_open_ones_their_turns():
     (listener,) = open_listeners(TcpAddress("127.0.0.1", 0))
     reactor = current_reactor()
@@ -393,7 +475,7 @@ async def test_the_connected_socket_is_the_callees_alone(monkeypatch):
     with listener:
         with monkeypatch.context() as patched:
             patched.setattr(socket, "socket", SlowSocket)
-            Connecting(TcpAddress(*sockaddr), socket.AF_INET, sockaddr, results.append)
+            Connecting(TcpAddress(*sockaddr), socket.AF_INET, sockaddr, results.append).begin()
         assert results == []
         assert current_reactor().watched == 1
         await trio.testing.wait_all_tasks_blocked()
@@ -411,6 +493,8 @@ async def test_running_out_of_descriptors_is_a_failure_to_connect(monkeypatch):
     address = TcpAddress("127.0.0.1", 9)
     with monkeypatch.context() as patched:
         patched.setattr(socket, "socket", exhausted)
-        Connecting(address, socket.AF_INET, ("127.0.0.1", 9), results.append).cancel()
+        connecting = Connecting(address, socket.AF_INET, ("127.0.0.1", 9), results.append)
+        connecting.begin()
+        connecting.cancel()
     (failure,) = results
     assert failure.reason is Reason.CONNECT_FAILED

@@ -9,7 +9,15 @@ import pytest
 import trio
 import trio.testing
 
-from qproxy.net.reactor import HANGUP, READABLE, WRITABLE, Reactor, current_reactor
+from qproxy.net.reactor import (
+    ALL_BUT_ROOM,
+    HANGUP,
+    READABLE,
+    WHILE_READABLE,
+    WRITABLE,
+    Reactor,
+    current_reactor,
+)
 
 
 @pytest.fixture
@@ -78,6 +86,67 @@ async def test_another_function_for_the_same_socket_is_told_the_present_state(
     assert reactor.watched == 1
     reactor.forget(near)
     assert reactor.watched == 0
+
+
+async def test_that_there_is_room_is_told_only_to_those_who_want_to_know(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    near, far = pair
+    seen = Seen()
+    reactor = current_reactor()
+    reactor.watch(near, seen, ALL_BUT_ROOM)
+    await settle()
+    assert seen.changes == []
+    far.send(b"x")
+    await settle()
+    assert seen.take() == READABLE
+    reactor.watch(near, seen)
+    await settle()
+    assert seen.take() & WRITABLE
+    reactor.forget(near)
+
+
+async def test_what_nobody_takes_is_told_in_every_turn_where_that_was_asked_for(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    near, far = pair
+    reactor = current_reactor()
+    told: list[int] = []
+
+    def take_the_third_time(change: int) -> None:
+        told.append(change)
+        if len(told) == 3:
+            near.recv(1)
+
+    reactor.watch(near, take_the_third_time, WHILE_READABLE)
+    await settle()
+    assert told == []
+    far.send(b"x")
+    await settle()
+    assert told == [READABLE] * 3
+    reactor.forget(near)
+
+
+async def test_a_socket_closed_is_told_of_no_more_even_in_the_turn_it_was_closed_in() -> None:
+    reactor = current_reactor()
+    pairs = [socket.socketpair() for _ in range(2)]
+    told: list[int] = []
+
+    def close_both(number: int) -> None:
+        told.append(number)
+        for near, _ in pairs:
+            reactor.close_socket(near)
+
+    for number, (near, _) in enumerate(pairs):
+        near.setblocking(False)
+        reactor.watch(near, lambda _change, number=number: close_both(number))
+    await settle()
+    assert len(told) == 1
+    assert reactor.watched == 0
+    for near, far in pairs:
+        assert near.fileno() == -1
+        assert far.recv(1) == b""
+        far.close()
 
 
 async def test_a_socket_forgotten_is_told_of_no_more_even_in_the_turn_it_was_forgotten_in() -> None:

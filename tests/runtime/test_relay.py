@@ -45,6 +45,7 @@ class FakeEndpoint:
         self.eof_blocks = False
         self.holds_data = False
         self._on_ready: OnReady | None = None
+        self._tells_of_room = False
 
     @property
     def received(self) -> bytes:
@@ -66,7 +67,9 @@ class FakeEndpoint:
         self._tell(READABLE | WRITABLE | HANGUP)
 
     def _tell(self, change: int) -> None:
-        if self._on_ready is not None and not self._over:
+        if not self._tells_of_room:
+            change &= ~WRITABLE
+        if change and self._on_ready is not None and not self._over:
             self._on_ready(change)
 
     # What a relay calls.
@@ -74,7 +77,14 @@ class FakeEndpoint:
     def watch(self, on_ready: OnReady) -> None:
         self._check()
         self._on_ready = on_ready
-        current_reactor().soon(lambda: self._tell(READABLE | WRITABLE))
+        current_reactor().soon(lambda: self._tell(READABLE))
+
+    def want_room(self) -> None:
+        self._check()
+        if not self._tells_of_room:
+            self._tells_of_room = True
+            if self.room and not self.eof_blocks:
+                current_reactor().soon(lambda: self._tell(WRITABLE))
 
     def try_receive_vectors(self, buffers: Sequence[memoryview]) -> int | None:
         self._check()
@@ -106,6 +116,12 @@ class FakeEndpoint:
         if self.eof_blocks:
             return False
         self.taken.append(b"")
+        return True
+
+    def end(self) -> bool:
+        if not self.send_eof():
+            return False
+        self.close()
         return True
 
     def abort(self) -> None:
@@ -315,6 +331,20 @@ async def test_the_end_while_a_drain_still_waits_is_an_orderly_one() -> None:
         assert it.tunnel.resets == []
 
 
+async def test_the_last_end_closes_at_once_or_when_it_no_longer_blocks() -> None:
+    for blocks in (False, True):
+        async with rig() as it:
+            it.endpoint.app_sends(b"")
+            it.endpoint.eof_blocks = blocks
+            it.relay.on_half_closed()
+            assert it.endpoint.closed is not blocks
+            it.endpoint.app_reads()
+            await it.done.wait()
+            assert it.endpoint.taken == [b""]
+            assert it.endpoint.closed
+            assert it.relay.failure is None
+
+
 # --- towards the tunnel ------------------------------------------------------------------
 
 
@@ -331,6 +361,19 @@ async def test_what_the_application_sends_goes_out_as_credit_allows() -> None:
         it.relay.wake()
         await it.settle()
         assert b"".join(it.tunnel.sent) == b"abcdefgh"
+
+
+async def test_first_words_that_are_there_leave_at_once_and_later_ones_later() -> None:
+    async with rig(start=False) as it:
+        it.endpoint.arriving += [b"there already"]
+        it.relay.start(cast(Endpoint, it.endpoint), speaks_first=True)
+        current_reactor().turn(wait=False)
+        assert it.tunnel.sent == [b"there already"]
+    async with rig(start=False) as it:
+        it.relay.start(cast(Endpoint, it.endpoint), speaks_first=True)
+        await it.settle()
+        it.endpoint.app_sends(b"now")
+        assert it.tunnel.sent == [b"now"]
 
 
 async def test_wait_for_service_reads_nothing_before_the_service_is_there() -> None:
@@ -587,10 +630,10 @@ async def test_silence_both_ways_for_the_idle_timeout_resets_the_stream(
             await trio.sleep(20)
             it.deliver(b"pong")
             await tunnel._check_streams(trio.current_time())
-        assert not it.relay.ended
+        assert it.relay.failure is None
         await trio.sleep(29.9)
         await tunnel._check_streams(trio.current_time())
-        assert not it.relay.ended
+        assert it.relay.failure is None
         await trio.sleep(tunnel_module.STREAM_CHECK_S)
         await tunnel._check_streams(trio.current_time())
         await it.done.wait()

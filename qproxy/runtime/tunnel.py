@@ -167,27 +167,24 @@ class Tunnel:
     def send(self, stream_id: int, slots: DataSlots, count: int) -> None:
         """Send what was received into slots, at most :meth:`sendable` bytes."""
         self.connection.send_slots(stream_id, slots, count)
-        if self.connection.output_pending >= BULK_BYTES:
-            self.flush()
-        else:
-            self._flush_at_end()
+        self._flush_soon()
 
     def half_close(self, stream_id: int) -> None:
         """The application sent FIN."""
         self.connection.half_close(stream_id, self._reactor.time())
-        self._flush_at_end()
+        self._flush_soon()
 
     def reset(self, stream_id: int, reason: Reason) -> None:
         """Give a stream up."""
         self.connection.reset_stream(stream_id, reason, self._reactor.time())
-        self._flush_at_end()
+        self._flush_soon()
 
     def consumed(self, stream_id: int, count: int) -> None:
         """The application's socket took bytes: their credit goes back with the next flush."""
         if count:
             self.connection.data_consumed(stream_id, count, self._reactor.time())
             if not self._dispatching:
-                self._flush_at_end()
+                self._flush_soon()
 
     def forget(self, stream_id: int) -> None:
         """A relay is over."""
@@ -209,13 +206,13 @@ class Tunnel:
         stream_id = self.connection.open_stream(
             service, client_address=client, listener_address=listener, now=self._reactor.time()
         )
-        self._flush_at_end()
+        self._flush_soon()
         return stream_id
 
     def accept_stream(self, stream_id: int) -> None:
         """Tell the peer that the service is connected, with what else this turn has to send."""
         self.connection.accept_stream(stream_id)
-        self._flush_at_end()
+        self._flush_soon()
 
     def attach(
         self,
@@ -265,15 +262,17 @@ class Tunnel:
 
     # Inside.
 
-    def _flush_at_end(self) -> None:
-        """Send when everybody has had a turn; now, where no turn is in progress."""
-        if self._flush_due or not self.connection.output_pending:
-            return
-        if not self._reactor.turning:
+    def _flush_soon(self) -> None:
+        """Send when everybody has had a turn; now, where there is much or no turn in progress."""
+        pending = self.connection.output_pending
+        if pending >= BULK_BYTES:
             self.flush()
-        else:
-            self._flush_due = True
-            self._reactor.at_end(self._flush_due_now)
+        elif pending and not self._flush_due:
+            if self._reactor.turning:
+                self._flush_due = True
+                self._reactor.at_end(self._flush_due_now)
+            else:
+                self.flush()
 
     def _flush_due_now(self) -> None:
         try:
@@ -380,10 +379,7 @@ class Tunnel:
                 self._dispatch(events)
         finally:
             self._dispatching = False
-        if self.connection.output_pending >= BULK_BYTES:
-            self.flush()
-        else:
-            self._flush_at_end()
+        self._flush_soon()
 
     def _dispatch(self, events: list[Event]) -> None:
         """Hand out events."""

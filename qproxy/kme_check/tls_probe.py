@@ -18,10 +18,11 @@ from OpenSSL import SSL
 from qproxy.address import TcpAddress
 from qproxy.kme_check.ends import End
 from qproxy.kme_check.evidence import Refusal, Transport
-from qproxy.net.endpoint import ConnectionLost, TcpEndpoint, TlsEndpoint
+from qproxy.net.endpoint import ConnectionLost, TcpEndpoint
 from qproxy.net.http_client import HttpClient, HttpClientError, HttpErrorKind
 from qproxy.net.listen import open_connection
 from qproxy.net.stream import EndpointStream
+from qproxy.net.tls_endpoint import TlsEndpoint
 from qproxy.tls.context import client_context
 from qproxy.tls.identity import TrustStore
 from qproxy.tls.names import is_ip_address

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qproxy.errors import Reason
-from qproxy.net.endpoint import ConnectionLost, TlsEndpoint
+from qproxy.net.endpoint import ConnectionLost
 from qproxy.net.reactor import Timer, current_reactor
+from qproxy.net.tls_endpoint import TlsEndpoint
 
 
 class Handshake:

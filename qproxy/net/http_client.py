@@ -26,9 +26,10 @@ from OpenSSL import SSL
 
 from qproxy.address import TcpAddress
 from qproxy.errors import QproxyError, Reason
-from qproxy.net.endpoint import TLS_REFUSALS, ConnectionLost, TcpEndpoint, TlsEndpoint
+from qproxy.net.endpoint import ConnectionLost, TcpEndpoint
 from qproxy.net.listen import open_connection
 from qproxy.net.stream import EndpointStream
+from qproxy.net.tls_endpoint import TLS_REFUSALS, TlsEndpoint
 
 #: Default for ``connect_timeout_s``: TCP and TLS together.
 DEFAULT_CONNECT_TIMEOUT_S = 5.0

@@ -28,9 +28,10 @@ import trio
 from cryptography import x509
 from OpenSSL import SSL
 
-from qproxy.net.endpoint import ConnectionLost, TcpEndpoint, TlsEndpoint
+from qproxy.net.endpoint import ConnectionLost, TcpEndpoint
 from qproxy.net.listen import accept
 from qproxy.net.stream import EndpointStream
+from qproxy.net.tls_endpoint import TlsEndpoint
 
 #: Time a client is given to read a last response before the connection goes, in seconds.
 LINGER_S = 1.0

@@ -21,9 +21,10 @@ from qproxy.address import UnixAddress
 from qproxy.config.model import ListenerConfig
 from qproxy.errors import LocalProtocolError, Reason
 from qproxy.log import Logger
-from qproxy.net.endpoint import ConnectionLost, Endpoint, TcpEndpoint, TlsEndpoint
+from qproxy.net.endpoint import ConnectionLost, Endpoint, TcpEndpoint
 from qproxy.net.handshake import Handshake
 from qproxy.net.listen import Acceptor, open_listeners
+from qproxy.net.tls_endpoint import TlsEndpoint
 from qproxy.quantum.service_policy import ServicePolicy
 from qproxy.runtime.build import build_listener_context
 from qproxy.runtime.counters import ListenerCounters

@@ -18,10 +18,11 @@ from qproxy.address import TcpAddress
 from qproxy.config.model import PeerConfig, ServiceConfig
 from qproxy.errors import Reason
 from qproxy.log import Logger
-from qproxy.net.endpoint import TLS_REFUSALS, ConnectionLost, TcpEndpoint, TlsEndpoint
+from qproxy.net.endpoint import ConnectionLost, TcpEndpoint
 from qproxy.net.handshake import Handshake
 from qproxy.net.listen import Connecting, literal, open_connection
 from qproxy.net.reactor import Timer, current_reactor
+from qproxy.net.tls_endpoint import TLS_REFUSALS, TlsEndpoint
 from qproxy.quantum.service_policy import ServicePolicy
 from qproxy.runtime.build import build_service_context
 from qproxy.runtime.counters import Tally

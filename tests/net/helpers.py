@@ -8,8 +8,9 @@ import trio
 
 from qproxy.address import TcpAddress
 from qproxy.modes import ClientAuth
-from qproxy.net.endpoint import Endpoint, TcpEndpoint, TlsEndpoint
+from qproxy.net.endpoint import Endpoint, TcpEndpoint
 from qproxy.net.listen import accept, open_connection, open_listeners
+from qproxy.net.tls_endpoint import TlsEndpoint
 from qproxy.tls.context import client_context, server_context
 from tests import pki
 

@@ -12,8 +12,9 @@ from OpenSSL import SSL
 
 from qproxy.errors import LocalProtocolError, Reason
 from qproxy.modes import ClientAuth
-from qproxy.net.endpoint import ConnectionLost, TcpEndpoint, TlsEndpoint
+from qproxy.net.endpoint import ConnectionLost, TcpEndpoint
 from qproxy.net.reactor import WRITABLE
+from qproxy.net.tls_endpoint import TlsEndpoint
 from qproxy.tls.context import client_context, server_context
 from qproxy.tls.identity import TrustStore
 from tests import pki

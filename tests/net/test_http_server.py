@@ -11,10 +11,11 @@ import trio
 from trio.testing import memory_stream_pair
 
 from qproxy.address import TcpAddress
-from qproxy.net.endpoint import TcpEndpoint, TlsEndpoint
+from qproxy.net.endpoint import TcpEndpoint
 from qproxy.net.http_server import HttpLimits, Request, Response, serve_connection, serve_http
 from qproxy.net.listen import open_connection, open_listeners
 from qproxy.net.stream import EndpointStream
+from qproxy.net.tls_endpoint import TlsEndpoint
 from tests.net.helpers import SERVER_NAME, client_identity, receive_all, send, tls_contexts
 
 LIMITS = HttpLimits(max_body_bytes=100, max_header_bytes=1000)

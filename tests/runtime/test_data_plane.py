@@ -21,9 +21,10 @@ import trio.testing
 from qproxy.address import TcpAddress
 from qproxy.config.model import ListenerConfig, ServiceConfig
 from qproxy.log import get_logger
-from qproxy.net.endpoint import ConnectionLost, TcpEndpoint, TlsEndpoint
+from qproxy.net.endpoint import ConnectionLost, TcpEndpoint
 from qproxy.net.listen import accept, open_connection, open_listeners
 from qproxy.net.reactor import current_reactor
+from qproxy.net.tls_endpoint import TlsEndpoint
 from qproxy.runtime import loop
 from qproxy.runtime.listeners import Listener
 from qproxy.runtime.tunnel import Tunnel

@@ -10,10 +10,11 @@ import trio
 from qproxy.address import TcpAddress
 from qproxy.errors import KeySourceError, Reason
 from qproxy.modes import ClientAuth
-from qproxy.net.endpoint import ConnectionLost, TlsEndpoint
+from qproxy.net.endpoint import ConnectionLost
 from qproxy.net.http_client import HttpClient
 from qproxy.net.listen import accept, open_listeners
 from qproxy.net.stream import EndpointStream
+from qproxy.net.tls_endpoint import TlsEndpoint
 from qproxy.sources.etsi014 import Etsi014Source
 from qproxy.tls.context import client_context, server_context
 from qproxy.tls.identity import TlsIdentity

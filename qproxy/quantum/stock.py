@@ -317,10 +317,10 @@ class KeyStock:
             entry.announced = True
         return tuple(entry.key.key_id for entry in fresh)
 
-    def oldest_held(self) -> str | None:
-        """The ID of the oldest stored key that the peer has said it holds, or None."""
-        held = (entry.key.key_id for entry in self._stored.values() if entry.held)
-        return next(held, None)
+    def oldest_announced(self) -> str | None:
+        """The ID of the oldest stored key that the peer has been told of, or None."""
+        told = (entry.key.key_id for entry in self._stored.values() if entry.announced)
+        return next(told, None)
 
     def stores(self, key_id: str) -> bool:
         """Whether this key is here, and lent to nobody."""

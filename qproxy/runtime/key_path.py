@@ -265,9 +265,9 @@ class KeyPath:
         ids = self.stock.announce(min(room, limit))
         return tuple(self._offered(key_id) for key_id in ids)
 
-    def held_key(self) -> OfferedKey | None:
-        """A key that the peer said it holds, to be announced again: does it hold it still?"""
-        key_id = self.stock.oldest_held()
+    def announced_key(self) -> OfferedKey | None:
+        """A key that the peer was told of, to be announced again: does it hold it still?"""
+        key_id = self.stock.oldest_announced()
         return None if key_id is None else self._offered(key_id)
 
     def peer_restarted(self) -> int:

@@ -146,15 +146,18 @@ class Peer:
 
     async def run(self) -> None:
         """Watch the quantum side and keep the configured tunnels up, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            nursery.start_soon(self.quantum.run)
-            if self.config.address is not None:
-                stagger_s = min(DIAL_STAGGER_S, MAX_DIAL_STAGGER_S / self.config.tunnels)
-                for number in range(self.config.tunnels):
-                    nursery.start_soon(self._keep_tunnel, number * stagger_s)
-            else:
-                await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self.quantum.run)
+                if self.config.address is not None:
+                    stagger_s = min(DIAL_STAGGER_S, MAX_DIAL_STAGGER_S / self.config.tunnels)
+                    for number in range(self.config.tunnels):
+                        nursery.start_soon(self._keep_tunnel, number * stagger_s)
+                else:
+                    await trio.sleep_forever()
+        finally:
+            self._nursery = None
 
     # For listeners.
 
@@ -351,14 +354,19 @@ class Peer:
 
     def _redeem_ahead(self, tunnel: Tunnel, keys: tuple[OfferedKey, ...]) -> None:
         async def redeem() -> None:
-            report = await self.quantum.redeem_ahead(keys)
             try:
-                tunnel.tell_core(lambda core, _now: core.report_keys(report))
+                report = await self.quantum.redeem_ahead(keys)
+                if not tunnel.closed.is_set():
+                    tunnel.tell_core(lambda core, _now: core.report_keys(report))
             except LocalProtocolError as error:
                 # The peer goes without a hint; what is held here ages out.
                 self._log.debug("keys_not_reported", reason=error.reason, detail=str(error))
+            except Exception as error:  # a fault of ours costs the peer a hint
+                self._log.unexpected("keys_not_reported", error)
 
-        tunnel.start_task(redeem)
+        # Keys are held for the peer: cut off with the tunnel, they would be lost on their way.
+        if self._nursery is not None:
+            self._nursery.start_soon(redeem)
 
     def _announce(self) -> None:
         """Tell the peer of new keys, over any tunnel that this end dialled."""

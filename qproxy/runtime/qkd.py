@@ -397,10 +397,10 @@ class QuantumSide:
     def keys_to_announce(self) -> tuple[OfferedKey, ...]:
         """Keys the peer should redeem ahead, of every source a fair part.
 
-        Where the peer may have restarted, one of those that it held comes first: what it answers
-        tells, and nothing else would before an epoch fails for such a key.
+        Where the peer may have restarted, one of those that it was told of comes first: what it
+        answers tells, and nothing else would before an epoch fails for such a key.
         """
-        asked = () if self._peer_is_known else self._held_key()
+        asked = () if self._peer_is_known else self._announced_key()
         share = (MAX_KEYS_PER_ANNOUNCE - len(asked)) // max(1, len(self.paths))
         return (*asked, *(key for path in self.paths for key in path.keys_to_announce(share)))
 
@@ -441,10 +441,10 @@ class QuantumSide:
 
     # Inside.
 
-    def _held_key(self) -> tuple[OfferedKey, ...]:
-        """One key that the peer said it holds, or none."""
-        held = (path.held_key() for path in self.paths)
-        return tuple(key for key in held if key is not None)[:1]
+    def _announced_key(self) -> tuple[OfferedKey, ...]:
+        """One key that the peer was told of, or none."""
+        told = (path.announced_key() for path in self.paths)
+        return tuple(key for key in told if key is not None)[:1]
 
     def _combined(self) -> tuple[LinkState, Reason]:
         if not self.paths:

@@ -176,3 +176,31 @@ async def test_a_further_tunnel_whose_fresh_key_is_not_there_counts_against_the_
         assert pair.client._nursery is not None
         pair.client._nursery.start_soon(pair.client._dial)
         await pair.until(lambda: pair.client.quantum.state is LinkState.DOWN)
+
+
+async def test_a_tunnel_that_ends_while_keys_are_fetched_ahead_loses_none_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    let_go = trio.Event()
+
+    async with gateway_pair(prepare=each_key_once) as pair:
+        get_keys_by_id = pair.server_source.get_keys_by_id
+
+        async def slow(key_ids: Sequence[str], size_bits: int) -> list[QkdKey]:
+            keys = await get_keys_by_id(key_ids, size_bits)
+            if len(key_ids) > 1:
+                await let_go.wait()
+            return keys
+
+        monkeypatch.setattr(pair.server_source, "get_keys_by_id", slow)
+        (path,) = pair.server.quantum.paths
+        await pair.until(lambda: path._held.fetching == 16)
+        (tunnel,) = pair.client.tunnels
+        tunnel.end(Reason.SHUTDOWN)
+        await tunnel.closed.wait()
+        let_go.set()
+        await pair.until(lambda: len(path._held) == 16)
+        await pair.until(lambda: bool(pair.client.tunnels))
+        for _ in range(3):
+            await rekey(pair, pair.client.tunnels[0])
+        assert pair.failures == []

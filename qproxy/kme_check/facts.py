@@ -19,13 +19,7 @@ from qproxy.errors import KeySourceError, Reason
 from qproxy.keys import MAX_KEY_ID_BYTES, MAX_QKD_KEY_BYTES
 from qproxy.net.http_client import HttpErrorKind, HttpResponse
 from qproxy.sources.base import MAX_KEYS_PER_CALL
-from qproxy.sources.etsi014_errors import (
-    TRANSPORT_REASONS,
-    Call,
-    lacks_method,
-    read_error,
-    refusal,
-)
+from qproxy.sources.etsi014_errors import Call, lacks_method, read_error, refusal
 from qproxy.sources.etsi014_wire import (
     MAX_INTEGER,
     MAX_MESSAGE_BYTES,
@@ -35,6 +29,7 @@ from qproxy.sources.etsi014_wire import (
     decode_key_container,
     decode_status,
 )
+from qproxy.sources.http import TRANSPORT_REASONS
 
 #: Members of a status that Table 9 makes mandatory: identifiers, then numbers.
 STATUS_IDS: Final = ("source_KME_ID", "target_KME_ID", "master_SAE_ID", "slave_SAE_ID")

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 from urllib.parse import quote, urlencode
 
 import trio
@@ -27,15 +26,9 @@ import trio
 from qproxy.config.model import KeyRequestMethod
 from qproxy.errors import ConfigError, KeySourceError, Reason
 from qproxy.keys import MAX_KEY_ID_BYTES, MAX_QKD_KEY_BYTES, QkdKey, wipe_keys
-from qproxy.net.http_client import HttpClientError, HttpResponse
+from qproxy.net.http_client import HttpResponse
 from qproxy.sources.base import MAX_KEYS_PER_CALL, SourceStatus
-from qproxy.sources.etsi014_errors import (
-    TRANSPORT_REASONS,
-    Call,
-    lacks_method,
-    read_error,
-    refusal,
-)
+from qproxy.sources.etsi014_errors import Call, lacks_method, read_error, refusal
 from qproxy.sources.etsi014_wire import (
     MAX_SAE_ID_BYTES,
     KeyContainer,
@@ -47,32 +40,16 @@ from qproxy.sources.etsi014_wire import (
     key_ids_document,
     key_request_document,
 )
+from qproxy.sources.http import DEADLINE_MARGIN, Http, exchange
 from qproxy.sources.recent import RecentKeys, folded_key_id
 
 #: Source: ETSI GS QKD 014 v1.1.1, clause 5.
 _API_PREFIX = "/api/v1/keys/"
 
-#: How much longer than the slowest request so far the next may take, to be begun before a deadline.
-DEADLINE_MARGIN = 2.0
-
 #: Failures that throw doubt on the keys that the same KME gave in the same call.
 _DISCREDITING = frozenset({Reason.KEY_INVALID, Reason.KME_INVALID_RESPONSE})
 #: Failures after which nothing else needs to be tried.
 _NOT_THERE = frozenset({Reason.KME_UNREACHABLE, Reason.KME_TLS, Reason.KME_TIMEOUT})
-
-
-class Http(Protocol):
-    """What is used of :class:`qproxy.net.http_client.HttpClient`."""
-
-    async def request(
-        self, method: str, url: str, *, json: object | None = None, repeatable: bool = False
-    ) -> HttpResponse:
-        """One exchange; sent a second time only where it may be."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close every connection."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,22 +356,11 @@ class Etsi014Source:
         Raises:
             KeySourceError: anything else came, or nothing.
         """
-        response, failure = None, None
-        try:
-            # A key call takes keys from the store, whatever its method.
-            response = await self._http.request(
-                method, url, json=json, repeatable=call is Call.STATUS
-            )
-        except HttpClientError as error:
-            failure = error.kind
-        # Raised out here, so that no library's exception (which may hold what came) is chained.
-        if failure is not None:
-            reason, retryable = TRANSPORT_REASONS[failure]
-            raise KeySourceError(
-                reason, f"{call.value}: no answer from the KME ({failure})", retryable=retryable
-            )
-        if response is None:  # pragma: no cover - one of the two is always there
-            raise _invalid("no response")
+        # A key call takes keys from the store, whatever its method.
+        repeatable = call is Call.STATUS
+        response = await exchange(
+            self._http, method, url, what=call.value, whom="KME", json=json, repeatable=repeatable
+        )
         if response.status == 200:
             return response
         said = read_error(response.body)

@@ -12,8 +12,8 @@ import enum
 import re
 
 from qproxy.errors import KeySourceError, Reason
-from qproxy.net.http_client import HttpErrorKind
 from qproxy.sources.etsi014_wire import ErrorBody, ErrorMessage, decode_error
+from qproxy.sources.http import reason_of_status
 
 
 class Call(enum.Enum):
@@ -23,16 +23,6 @@ class Call(enum.Enum):
     ENC_KEYS = "enc_keys"
     DEC_KEYS = "dec_keys"
 
-
-#: What a failed exchange means, and whether the same call may succeed later by itself.
-TRANSPORT_REASONS: dict[HttpErrorKind, tuple[Reason, bool]] = {
-    HttpErrorKind.CONNECT: (Reason.KME_UNREACHABLE, True),
-    HttpErrorKind.TLS: (Reason.KME_TLS, False),
-    HttpErrorKind.TIMEOUT: (Reason.KME_TIMEOUT, True),
-    HttpErrorKind.LOST: (Reason.KME_UNREACHABLE, True),
-    HttpErrorKind.PROTOCOL: (Reason.KME_INVALID_RESPONSE, True),
-    HttpErrorKind.TOO_LARGE: (Reason.KME_INVALID_RESPONSE, True),
-}
 
 #: The standard has no code for "no keys left", so servers say it in words of their own, and
 #: with any of 400, 404, 409, 412, 500 and 503.
@@ -72,7 +62,7 @@ def _classify(
     call: Call, status: int, error: ErrorBody | None, prescribed: ErrorMessage | None
 ) -> tuple[Reason, bool]:
     if status in {401, 403}:
-        return Reason.KME_UNAUTHORIZED, False
+        return reason_of_status(status)
     if prescribed is ErrorMessage.KEYS_NOT_FOUND:
         if call is Call.DEC_KEYS:
             return Reason.KEY_NOT_FOUND, False
@@ -87,8 +77,4 @@ def _classify(
         if call is Call.ENC_KEYS and status in {409, 412}:
             return Reason.KEYS_EXHAUSTED, True
         return Reason.KME_BAD_REQUEST, False
-    if status in {408, 425, 429} or 500 <= status <= 599:
-        return Reason.KME_UNAVAILABLE, True
-    if 400 <= status <= 499:
-        return Reason.KME_BAD_REQUEST, False
-    return Reason.KME_INVALID_RESPONSE, True  # 1xx, 3xx and the other 2xx
+    return reason_of_status(status)

@@ -19,9 +19,9 @@ import trio
 
 from qproxy.errors import ConfigError, KeySourceError, Reason
 from qproxy.keys import MAX_QKD_KEY_BYTES, QkdKey, wipe_keys
-from qproxy.net.http_client import HttpClientError, HttpErrorKind, HttpResponse
+from qproxy.net.http_client import HttpResponse
 from qproxy.sources.base import MAX_KEYS_PER_CALL, SourceStatus
-from qproxy.sources.etsi014 import Http
+from qproxy.sources.http import DEADLINE_MARGIN, Http, exchange, reason_of_status
 from qproxy.sources.skip_wire import (
     DEFAULT_KEY_SIZE_BITS,
     MAX_SYSTEM_ID_CHARS,
@@ -37,8 +37,6 @@ from qproxy.sources.skip_wire import (
 
 #: Requests under way at once; the HTTP client keeps as many connections.
 MAX_PARALLEL_REQUESTS = 4
-#: How much longer than the slowest request so far the next may take, to be begun before a deadline.
-DEADLINE_MARGIN = 2.0
 #: Smallest key that is of use, in bits.
 _MIN_KEY_SIZE_BITS = 8
 
@@ -204,23 +202,14 @@ class SkipSource:
         self, what: str, url: str, meaning: dict[int, tuple[Reason, bool]]
     ) -> HttpResponse:
         """One exchange that ended with 200. Raises KeySourceError where anything else came."""
-        response, failure = None, None
-        try:
-            # A request for a key takes it from the provider's store.
-            response = await self._http.request("GET", url, repeatable=what == "capabilities")
-        except HttpClientError as error:
-            failure = error.kind
-        # Raised out here, so that no library's exception (which may hold what came) is chained.
-        if failure is not None:
-            reason, retryable = _TRANSPORT[failure]
-            raise KeySourceError(
-                reason, f"{what}: no answer from the key provider ({failure})", retryable=retryable
-            )
-        if response is None:  # pragma: no cover - one of the two is always there
-            raise _invalid("no response")
+        # A request for a key takes it from the provider's store.
+        repeatable = what == "capabilities"
+        response = await exchange(
+            self._http, "GET", url, what=what, whom="key provider", repeatable=repeatable
+        )
         if response.status == 200:
             return response
-        reason, retryable = _refusal(response.status, meaning)
+        reason, retryable = meaning.get(response.status) or reason_of_status(response.status)
         raise KeySourceError(
             reason,
             f"{what}: the key provider answered {response.status}",
@@ -244,15 +233,6 @@ class SkipSource:
 
 # --- what failures mean -------------------------------------------------------------------
 
-_TRANSPORT: dict[HttpErrorKind, tuple[Reason, bool]] = {
-    HttpErrorKind.CONNECT: (Reason.KME_UNREACHABLE, True),
-    HttpErrorKind.TLS: (Reason.KME_TLS, False),
-    HttpErrorKind.TIMEOUT: (Reason.KME_TIMEOUT, True),
-    HttpErrorKind.LOST: (Reason.KME_UNREACHABLE, True),
-    HttpErrorKind.PROTOCOL: (Reason.KME_INVALID_RESPONSE, True),
-    HttpErrorKind.TOO_LARGE: (Reason.KME_INVALID_RESPONSE, True),
-}
-
 #: Status codes of §4, tables 3, 7 and 9, and whether the same call may succeed later.
 _FAILED: dict[int, tuple[Reason, bool]] = {
     400: (Reason.KME_BAD_REQUEST, False),
@@ -263,18 +243,6 @@ _FAILED: dict[int, tuple[Reason, bool]] = {
 }
 #: 400 is also "the key was not found", for which providers answer 404 and 410 as well.
 _FAILED_BY_ID = _FAILED | dict.fromkeys((400, 404, 410), (Reason.KEY_NOT_FOUND, False))
-
-
-def _refusal(status: int, meaning: dict[int, tuple[Reason, bool]]) -> tuple[Reason, bool]:
-    if status in meaning:
-        return meaning[status]
-    if status in {401, 403}:
-        return Reason.KME_UNAUTHORIZED, False
-    if status in {408, 425, 429} or 500 <= status <= 599:
-        return Reason.KME_UNAVAILABLE, True
-    if 400 <= status <= 499:
-        return Reason.KME_BAD_REQUEST, False
-    return Reason.KME_INVALID_RESPONSE, True  # 1xx, 3xx and the other 2xx
 
 
 def _problem(key: SkipKey, key_id: str | None, size_bits: int) -> KeySourceError | None:

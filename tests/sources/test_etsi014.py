@@ -13,9 +13,9 @@ from qproxy.errors import ConfigError, KeySourceError, Reason
 from qproxy.net.http_client import HttpClientError, HttpErrorKind, HttpResponse
 from qproxy.sources.base import KeySource
 from qproxy.sources.etsi014 import Etsi014Source, KeyCalls, LinkFigures, _source_status
-from qproxy.sources.etsi014_errors import TRANSPORT_REASONS
 from qproxy.sources.etsi014_wire import ErrorMessage, decode_status
 from qproxy.sources.etsi014_wire import decode_key_container as decode
+from qproxy.sources.http import TRANSPORT_REASONS
 
 BASE = "https://kme.example:8441/api/v1/keys/gw-b"
 UUID = "6f2ab81c-9f0e-4f3a-8b56-2d51c0ffee00"

@@ -111,8 +111,16 @@ def test_a_second_stream_takes_half_of_the_path() -> None:
 # --- queues ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bulk_streams", [1, 16])
-@pytest.mark.parametrize("sender", BOTH)
+@pytest.mark.parametrize(
+    ("sender", "bulk_streams"),
+    [
+        (Role.CLIENT, 1),
+        (Role.SERVER, 16),
+        # The same code at the other end.
+        pytest.param(Role.CLIENT, 16, marks=pytest.mark.slow),
+        pytest.param(Role.SERVER, 1, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     ("rate_bps", "round_trip_s", "added_s"),
     [
@@ -260,7 +268,7 @@ def test_a_transport_that_is_still_full_says_nothing_new() -> None:
     assert pace.high_water == INITIAL_HIGH_WATER_BYTES
 
 
-@pytest.mark.parametrize("late_s", [0.0002, 0.001, 0.005])
+@pytest.mark.parametrize("late_s", [0.0002, pytest.param(0.001, marks=pytest.mark.slow), 0.005])
 def test_a_driver_that_comes_late_keeps_its_throughput(late_s: float) -> None:
     simulation = Simulation(rate_bps=GIGABIT, round_trip_s=0.002)
     stream_id = simulation.open()
@@ -282,7 +290,7 @@ def test_a_transport_that_is_never_full_is_given_more_when_it_takes_much() -> No
     assert fast.high_water == 512 * 1024
 
 
-@pytest.mark.parametrize("really_s", [0.001, 0.003, 0.01])
+@pytest.mark.parametrize("really_s", [0.001, pytest.param(0.003, marks=pytest.mark.slow), 0.01])
 def test_credit_that_takes_longer_than_a_ping_costs_no_throughput(really_s: float) -> None:
     """Two busy event loops: the ping was measured while they were idle."""
     simulation = Simulation(rate_bps=GIGABIT, round_trip_s=really_s)

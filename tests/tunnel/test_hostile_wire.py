@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -219,11 +220,12 @@ class HostileWire(RuleBasedStateMachine):
         check_limits(self.pair)
 
 
-def test_a_hostile_wire_never_gets_data_accepted_in_a_mode_nobody_agreed_to() -> None:
+@pytest.mark.parametrize("examples", [100, pytest.param(300, marks=pytest.mark.slow)])
+def test_a_hostile_wire_never_gets_data_accepted_in_a_mode_nobody_agreed_to(examples: int) -> None:
     run_state_machine_as_test(
         HostileWire,
         settings=settings(
-            max_examples=300,
+            max_examples=examples,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,

@@ -165,7 +165,7 @@ class HttpClient:
         target = _parse(url, self._scheme)
         data, head = _encode(method, target, json)
         with trio.move_on_after(self._request_timeout_s):
-            async with self._slots:
+            async with self._slot():
                 # One kept connection after the other may turn out dead; then comes a fresh one.
                 for _ in range(self._max_connections + 1):
                     async with self._connection(target) as connection:
@@ -186,6 +186,18 @@ class HttpClient:
             connection.close()
         self._idle.clear()
         await trio.lowlevel.checkpoint()
+
+    @contextlib.asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        """One of ``max_connections``. Lets no other task go first where one is free."""
+        try:
+            self._slots.acquire_nowait()
+        except trio.WouldBlock:
+            await self._slots.acquire()
+        try:
+            yield
+        finally:
+            self._slots.release()
 
     @contextlib.asynccontextmanager
     async def _connection(self, target: _Target) -> AsyncIterator[_Connection]:

@@ -34,7 +34,7 @@ import contextlib
 import errno
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Protocol
 
 import trio
@@ -337,6 +337,16 @@ class TcpEndpoint(SocketEndpoint):
         """See :meth:`Endpoint.close`."""
         if not self._closed:
             self._close_socket()
+
+
+@contextlib.contextmanager
+def closed_on_failure(sock: socket.socket) -> Iterator[None]:
+    """Close a socket where what is made of it cannot be made; cancellation is a failure, too."""
+    try:
+        yield
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _closed_here() -> ConnectionLost:

@@ -19,7 +19,7 @@ import trio
 
 from qproxy.address import Address, TcpAddress, UnixAddress, parse_address
 from qproxy.errors import Reason
-from qproxy.net.endpoint import ConnectionLost
+from qproxy.net.endpoint import ConnectionLost, closed_on_failure
 from qproxy.net.reactor import WHILE_READABLE, current_reactor
 
 __all__ = [
@@ -375,7 +375,7 @@ async def _resolve(address: Address) -> Sequence[_Found]:
 
 async def _connect(family: socket.AddressFamily, sockaddr: Any) -> socket.socket:
     sock = _dialling_socket(family)
-    try:
+    with closed_on_failure(sock):
         try:
             sock.connect(sockaddr)
         except BlockingIOError as error:
@@ -385,9 +385,6 @@ async def _connect(family: socket.AddressFamily, sockaddr: Any) -> socket.socket
             failed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if failed:
                 raise OSError(failed, os.strerror(failed)) from None
-    except BaseException:
-        sock.close()
-        raise
     return sock
 
 
@@ -415,7 +412,7 @@ def _listen_tcp(
     family: socket.AddressFamily, sockaddr: Any, backlog: int, reuse_port: bool
 ) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
+    with closed_on_failure(listener):
         if reuse_port and sys.platform != "win32":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         _bind_tcp(listener, sockaddr)
@@ -423,22 +420,16 @@ def _listen_tcp(
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.listen(backlog)
         listener.setblocking(False)
-    except BaseException:
-        listener.close()
-        raise
     return listener
 
 
 def _reserve_tcp(family: socket.AddressFamily, sockaddr: Any) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
+    with closed_on_failure(sock):
         # Only once it is bound: before, it would not mind others who listen.
         _bind_tcp(sock, sockaddr)
         if sys.platform != "win32":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    except BaseException:
-        sock.close()
-        raise
     return sock
 
 
@@ -452,7 +443,7 @@ def _bind_tcp(sock: socket.socket, sockaddr: Any) -> None:
 def _listen_unix(address: UnixAddress, backlog: int) -> socket.socket:
     _remove_stale(Path(address.path))
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
+    with closed_on_failure(listener):
         # By umask and not by chmod afterwards: nobody else may connect in between.
         previous = os.umask(0o177)
         try:
@@ -461,9 +452,6 @@ def _listen_unix(address: UnixAddress, backlog: int) -> socket.socket:
             os.umask(previous)
         listener.listen(backlog)
         listener.setblocking(False)
-    except BaseException:
-        listener.close()
-        raise
     return listener
 
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import trio
 from cryptography import x509
 from OpenSSL import SSL
 
 from qproxy.errors import LocalProtocolError, ProtocolError, Reason
-from qproxy.net.endpoint import ConnectionLost, SocketEndpoint, eof_was_sent, lost_by
+from qproxy.net.endpoint import (
+    ConnectionLost,
+    SocketEndpoint,
+    closed_on_failure,
+    eof_was_sent,
+    lost_by,
+)
 from qproxy.net.reactor import ALL_CHANGES, READABLE, WRITABLE, OnReady
 from qproxy.tls.context import expect_server_name, verify_failure, verify_failure_detail
 
@@ -82,7 +88,7 @@ class TlsEndpoint(SocketEndpoint):
         Raises:
             Exception: it cannot be made; the socket is closed.
         """
-        with _closed_on_failure(sock):
+        with closed_on_failure(sock):
             connection = SSL.Connection(context, sock)
             connection.set_accept_state()
             return cls(sock, connection)
@@ -102,7 +108,7 @@ class TlsEndpoint(SocketEndpoint):
         Raises:
             Exception: it cannot be made; the socket is closed.
         """
-        with _closed_on_failure(sock):
+        with closed_on_failure(sock):
             connection = SSL.Connection(context, sock)
             connection.set_connect_state()
             if server_name is not None:
@@ -371,15 +377,6 @@ class TlsEndpoint(SocketEndpoint):
             detail = verify_failure_detail(self._connection)
             return ConnectionLost(reason, f"the peer's certificate is refused: {detail}")
         return ConnectionLost(Reason.TLS_FAILURE, f"TLS failed: {_openssl_text(error)}")
-
-
-@contextlib.contextmanager
-def _closed_on_failure(sock: socket.socket) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        sock.close()
-        raise
 
 
 def _chunk(data: Sequence[memoryview], index: int, offset: int, size: int) -> memoryview | bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -10,13 +12,14 @@ import pytest
 import trio
 import trio.testing
 
-from qproxy.address import TcpAddress
+from qproxy.address import TcpAddress, UnixAddress
 from qproxy.config.model import ListenerConfig, PeerConfig
-from qproxy.errors import Reason
+from qproxy.errors import LocalProtocolError, Reason
 from qproxy.log import get_logger
 from qproxy.net.listen import open_listeners
-from qproxy.runtime.listeners import Listener
+from qproxy.runtime.listeners import Listener, text_address
 from qproxy.runtime.peer import Peer
+from qproxy.runtime.tunnel import Tunnel
 from tests.net.helpers import tls_contexts
 
 PEER = PeerConfig(name="gw-b", local_sae_id="gw-a", peer_sae_id="gw-b")
@@ -105,3 +108,59 @@ async def test_who_has_no_stream_yet_is_reset_and_counted_out_when_all_ends(wait
         await settle()
         assert web.counters.accepted == 1
     web.close()
+
+
+class NosyTunnel:
+    """A tunnel that notes where applications connected to, and takes none."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def meets(self, _policy: object) -> bool:
+        return True
+
+    def open_stream(self, _service: str, _client: str, listener: str) -> int:
+        self.told.append(listener)
+        raise LocalProtocolError(Reason.GOING_AWAY, "as the test wants it")
+
+
+@pytest.mark.parametrize(
+    ("bound", "dialled"),
+    [("127.0.0.2", "127.0.0.2"), ("0.0.0.0", "127.0.0.3"), ("::1", "::1"), ("::", "::1")],
+)
+async def test_the_far_side_is_told_which_address_an_application_connected_to(
+    bound: str, dialled: str
+) -> None:
+    try:
+        sockets = open_listeners(TcpAddress(bound, 0))
+    except OSError as error:
+        if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            raise
+        pytest.skip("no IPv6 loopback here")
+    port = sockets[0].getsockname()[1]
+    web, tunnel = listener(sockets), NosyTunnel()
+    web.peer.tunnel_now = lambda _policy: cast("Tunnel", tunnel)  # type: ignore[method-assign]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(web.run)
+        await settle()
+        for _ in range(2):
+            socket.create_connection((dialled, port)).close()
+        await settle()
+        nursery.cancel_scope.cancel()
+    web.close()
+    assert tunnel.told == [text_address((dialled, port))] * 2
+
+
+async def test_an_application_at_a_unix_socket_is_said_to_be_at_one(tmp_path: Path) -> None:
+    path = tmp_path / "s.sock"
+    web, tunnel = listener(open_listeners(UnixAddress(str(path)))), NosyTunnel()
+    web.peer.tunnel_now = lambda _policy: cast("Tunnel", tunnel)  # type: ignore[method-assign]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(web.run)
+        await settle()
+        with socket.socket(socket.AF_UNIX) as app:
+            app.connect(str(path))
+            await settle()
+        nursery.cancel_scope.cancel()
+    web.close()
+    assert tunnel.told == ["unix"]

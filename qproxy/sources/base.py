@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from qproxy.errors import Reason
-from qproxy.keys import QkdKey
+from qproxy.errors import KeySourceError, Reason
+from qproxy.keys import MAX_QKD_KEY_BYTES, QkdKey
 
 #: Most keys asked for, or taken, in one call to any source.
 MAX_KEYS_PER_CALL = 1024
@@ -130,3 +130,19 @@ class SpareKmes(Protocol):
     def keys_confirmed(self, key_ids: Sequence[str]) -> None:
         """Both sites had these keys, some of which may be of other sources."""
         ...
+
+
+def check_request(number: int, size_bits: int) -> None:
+    """Refuse to ask for what no source gives.
+
+    Raises:
+        KeySourceError: ``kme_bad_request``.
+    """
+    size_ok = size_bits % 8 == 0 and 8 <= size_bits <= 8 * MAX_QKD_KEY_BYTES
+    if not size_ok or not 1 <= number <= MAX_KEYS_PER_CALL:
+        raise KeySourceError(
+            Reason.KME_BAD_REQUEST,
+            f"expected 1 to {MAX_KEYS_PER_CALL} keys of 8 to {8 * MAX_QKD_KEY_BYTES} bits,"
+            f" a multiple of 8; got {number} of {size_bits}",
+            retryable=False,
+        )

@@ -25,9 +25,9 @@ import trio
 
 from qproxy.config.model import KeyRequestMethod
 from qproxy.errors import ConfigError, KeySourceError, Reason
-from qproxy.keys import MAX_KEY_ID_BYTES, MAX_QKD_KEY_BYTES, QkdKey, wipe_keys
+from qproxy.keys import MAX_KEY_ID_BYTES, QkdKey, wipe_keys
 from qproxy.net.http_client import HttpResponse
-from qproxy.sources.base import MAX_KEYS_PER_CALL, SourceStatus
+from qproxy.sources.base import SourceStatus, check_request
 from qproxy.sources.etsi014_errors import Call, lacks_method, read_error, refusal
 from qproxy.sources.etsi014_wire import (
     MAX_SAE_ID_BYTES,
@@ -155,7 +155,7 @@ class Etsi014Source:
         standard allows where there is nothing but ``number`` and ``size``, until a server shows
         that it does not heed them; POST from then on.
         """
-        _check_request(number, size_bits)
+        check_request(number, size_bits)
         most = await self._most_per_request(number)
         self._check_said(size_bits)
         deadline, slowest = trio.current_effective_deadline(), 0.0
@@ -179,7 +179,7 @@ class Etsi014Source:
 
     async def get_keys_by_id(self, key_ids: Sequence[str], size_bits: int) -> list[QkdKey]:
         """``{master_SAE_ID}/dec_keys``. Source: clause 5.4. GET for one ID, POST for several."""
-        _check_request(len(key_ids), size_bits)
+        check_request(len(key_ids), size_bits)
         _check_key_ids(key_ids)
         most = await self._most_per_request(len(key_ids))
         keys: list[QkdKey] = []
@@ -413,15 +413,6 @@ def _check_sae_id(sae_id: str) -> None:
         raise ConfigError(
             f"the SAE ID {sae_id!r} cannot be used",
             hint=f"expected 1 to {MAX_SAE_ID_BYTES} bytes of printable text, not '.' or '..'",
-        )
-
-
-def _check_request(number: int, size_bits: int) -> None:
-    size_ok = size_bits % 8 == 0 and 8 <= size_bits <= MAX_QKD_KEY_BYTES * 8
-    if not size_ok or not 1 <= number <= MAX_KEYS_PER_CALL:
-        raise _impossible(
-            f"expected 1 to {MAX_KEYS_PER_CALL} keys of 8 to {MAX_QKD_KEY_BYTES * 8} bits,"
-            f" a multiple of 8; got {number} of {size_bits}"
         )
 
 

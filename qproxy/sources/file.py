@@ -49,7 +49,7 @@ import trio
 
 from qproxy.errors import KeySourceError, Reason
 from qproxy.keys import MAX_QKD_KEY_BYTES, QkdKey, wipe_keys
-from qproxy.sources.base import MAX_KEYS_PER_CALL, SourceStatus
+from qproxy.sources.base import SourceStatus, check_request
 
 #: Most keys in one half of a directory.
 MAX_KEYS_PER_DIRECTORY = 100_000
@@ -165,7 +165,8 @@ class FileSource:
                     _wipe_file(path)
 
     def _take_next(self, number: int, size_bits: int) -> list[QkdKey]:
-        size_bytes = _check_request(number, size_bits)
+        check_request(number, size_bits)
+        size_bytes = size_bits // 8
         with self._lock:
             self._check_permissions()
             claimed: list[str] = []
@@ -192,7 +193,8 @@ class FileSource:
             return self._read(_MASTER, claimed, size_bytes)
 
     def _take_named(self, key_ids: list[str], size_bits: int) -> list[QkdKey]:
-        size_bytes = _check_request(len(key_ids), size_bits)
+        check_request(len(key_ids), size_bits)
+        size_bytes = size_bits // 8
         with self._lock:
             self._check_permissions()
             # The IDs are a peer's, so they are judged before they become file names.
@@ -353,18 +355,6 @@ def _write_new(path: Path, content: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
-
-
-def _check_request(number: int, size_bits: int) -> int:
-    size_ok = size_bits % 8 == 0 and 8 <= size_bits <= MAX_QKD_KEY_BYTES * 8
-    if not size_ok or not 1 <= number <= MAX_KEYS_PER_CALL:
-        raise KeySourceError(
-            Reason.KME_BAD_REQUEST,
-            f"expected 1 to {MAX_KEYS_PER_CALL} keys of a multiple of 8 bits,"
-            f" got {number} of {size_bits}",
-            retryable=False,
-        )
-    return size_bits // 8
 
 
 def _check_file(path: Path, state: os.stat_result, size_bytes: int) -> None:

@@ -20,7 +20,7 @@ import trio
 from qproxy.errors import ConfigError, KeySourceError, Reason
 from qproxy.keys import MAX_QKD_KEY_BYTES, QkdKey, wipe_keys
 from qproxy.net.http_client import HttpResponse
-from qproxy.sources.base import MAX_KEYS_PER_CALL, SourceStatus
+from qproxy.sources.base import SourceStatus, check_request
 from qproxy.sources.http import DEADLINE_MARGIN, Http, exchange, reason_of_status
 from qproxy.sources.skip_wire import (
     DEFAULT_KEY_SIZE_BITS,
@@ -115,7 +115,7 @@ class SkipSource:
 
     async def get_keys(self, number: int, size_bits: int) -> list[QkdKey]:
         """``GET /key?remoteSystemID=…&size=…``, once for each key. Source: §4.2."""
-        _check_request(number, size_bits)
+        check_request(number, size_bits)
         url = new_key_url(self._base_url, self.remote_system_id, size_bits)
         batch = _Batch([(None, url)] * number)
         try:
@@ -130,7 +130,7 @@ class SkipSource:
 
     async def get_keys_by_id(self, key_ids: Sequence[str], size_bits: int) -> list[QkdKey]:
         """``GET /key/{keyId}?remoteSystemID=…``, once for each key. Source: §4.2."""
-        _check_request(len(key_ids), size_bits)
+        check_request(len(key_ids), size_bits)
         # The IDs are a peer's: what no provider can have issued is not asked for.
         folded = {key_id.casefold() for key_id in key_ids}
         if len(folded) != len(key_ids) or not all(map(is_key_id, key_ids)):
@@ -256,17 +256,6 @@ def _problem(key: SkipKey, key_id: str | None, size_bits: int) -> KeySourceError
     if not any(key.key):
         return KeySourceError(Reason.KEY_INVALID, "key: it is all zero")
     return None
-
-
-def _check_request(number: int, size_bits: int) -> None:
-    size_ok = size_bits % 8 == 0 and _MIN_KEY_SIZE_BITS <= size_bits <= 8 * MAX_QKD_KEY_BYTES
-    if not size_ok or not 1 <= number <= MAX_KEYS_PER_CALL:
-        raise KeySourceError(
-            Reason.KME_BAD_REQUEST,
-            f"expected 1 to {MAX_KEYS_PER_CALL} keys of 8 to {8 * MAX_QKD_KEY_BYTES} bits,"
-            f" a multiple of 8; got {number} of {size_bits}",
-            retryable=False,
-        )
 
 
 def _check_distinct(keys: Sequence[QkdKey]) -> None:

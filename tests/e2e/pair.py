@@ -20,6 +20,17 @@ from tests.e2e.wire import RecordingRelay
 Section = Mapping[str, Any]
 
 KMES = ("kme-a", "kme-b")
+#: For peers' sections of tests in which a link heals more than once and it matters not how soon.
+QUICK_TO_CLIMB: Section = {
+    "link_health": {
+        "min_dwell_s": 0.2,
+        "good_s": 0.2,
+        "max_good_s": 0.4,
+        "climb_probe_interval_s": 0.1,
+        "max_probe_backoff_s": 0.4,
+        "max_trial_backoff_s": 1,
+    }
+}
 RECORDING_KME = Path(__file__).with_name("recording_kme.py")
 
 #: What a gateway writes only when something is wrong with the program itself.

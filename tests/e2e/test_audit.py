@@ -16,7 +16,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.conftest import MakePair
-from tests.e2e.pair import GatewayPair, write_pki
+from tests.e2e.pair import QUICK_TO_CLIMB, GatewayPair, write_pki
 from tests.e2e.processes import Program, poll, run
 from tests.e2e.sockets import Backend, TwoWayTraffic, assert_reset, connect, proxied, round_trip
 
@@ -104,7 +104,7 @@ def size_limit(gateway: Program, size_bytes: int) -> None:
 def test_log_metric_audit_and_messages_agree_on_every_mode_change(
     make_audited: MakePair, backend: Backend
 ) -> None:
-    pair = make_audited(peer={"rekey": {"interval_s": 0.3}})
+    pair = make_audited(peer=QUICK_TO_CLIMB | {"rekey": {"interval_s": 0.3}})
     with proxied(pair.address("app"), backend) as (near, far):
         traffic = TwoWayTraffic(near, far)
         # The one that offers notices by itself; the one that answers says so in a REJECT.

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import MakePair
-from tests.e2e.pair import GatewayPair
+from tests.e2e.pair import QUICK_TO_CLIMB, GatewayPair
 from tests.e2e.processes import DEADLINE_S, Fields, poll
 from tests.e2e.sockets import Backend, TwoWayTraffic, pattern, proxied, receive_all
 
 #: Epochs so often that keys run out, or are found to differ, within a few seconds.
-OFTEN: dict[str, Any] = {"rekey": {"interval_s": 0.1, "max_age_s": 2}}
+OFTEN: dict[str, Any] = QUICK_TO_CLIMB | {"rekey": {"interval_s": 0.1, "max_age_s": 2}}
 #: Size of what a short stream carries each way, in bytes.
 SHORT_BYTES = 2000
 
@@ -173,7 +173,7 @@ KME_FAULTS = {
 def test_a_broken_kme_on_either_side_costs_no_byte_and_no_stream(
     make_pair: MakePair, backend: Backend, action: str, kme: str
 ) -> None:
-    pair = make_pair()
+    pair = make_pair(peer=QUICK_TO_CLIMB)
     with under_load(pair, backend) as load:
         falls(pair, {KME_FAULTS[action]}, {"action": action, "kme": kme})
         load.goes_on()
@@ -182,7 +182,7 @@ def test_a_broken_kme_on_either_side_costs_no_byte_and_no_stream(
 
 
 def test_an_eavesdropper_costs_no_byte_and_no_stream(make_pair: MakePair, backend: Backend) -> None:
-    pair = make_pair()
+    pair = make_pair(peer=QUICK_TO_CLIMB)
     with under_load(pair, backend) as load:
         falls(pair, {"qber_high"}, {"action": "degrade", "rate_factor": 0.0, "qber": 0.2})
         load.goes_on()

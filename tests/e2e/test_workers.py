@@ -127,7 +127,7 @@ def test_both_workers_serve_and_are_shown_as_one(pair: GatewayPair, backend: Bac
         assert {line["worker"] for line in own} == {0, 1}
 
 
-@pytest.mark.parametrize("name", ["a", "b"])
+@pytest.mark.parametrize("name", ["a", pytest.param("b", marks=pytest.mark.slow)])
 def test_the_death_of_one_worker_takes_its_own_streams_alone(
     pair: GatewayPair, backend: Backend, name: str
 ) -> None:

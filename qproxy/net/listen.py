@@ -185,10 +185,8 @@ class Acceptor:
         self._paused = False
         self._resting = False
         self._closed = False
-        #: Connections taken in a row: one, unless a row was taken whole in the turn before; and the
-        #: last turn of which that is true.
-        self._row = 1
-        self._row_ended_in = -1
+        #: The last turn that had more than one connection, or may have had.
+        self._busy_turn = -1
         self._reactor = current_reactor()
         self._watch()
 
@@ -222,13 +220,14 @@ class Acceptor:
         self._watch()
 
     def _on_ready(self, _change: int) -> None:
-        """Take one, or more where there is one in every turn: to ask in vain costs a call."""
+        """Take one, or many where the turn before had many: to ask in vain costs a call."""
         turn = self._reactor.turns
-        self._row = min(2 * self._row, ACCEPTS_IN_A_ROW) if turn == self._row_ended_in + 1 else 1
-        for _ in range(self._row):
+        for taken in range(ACCEPTS_IN_A_ROW if turn == self._busy_turn + 1 else 1):
             try:
                 accepted = _accept_one(self._listener)
             except BlockingIOError:
+                if taken > 1:
+                    self._busy_turn = turn
                 return
             except OSError as error:
                 self._rest()
@@ -239,7 +238,7 @@ class Acceptor:
                 self._on_accepted(*accepted)
             if self._paused or self._closed:
                 return
-        self._row_ended_in = turn
+        self._busy_turn = turn
 
 
 async def open_connection(address: Address, timeout_s: float) -> socket.socket:

@@ -373,6 +373,25 @@ async def test_a_connection_now_and_then_costs_one_call():
         acceptor.close()
 
 
+async def test_many_that_wait_are_taken_in_few_turns_and_calls():
+    (listener,) = open_listeners(TcpAddress("127.0.0.1", 0))
+    counted = CountedListener(listener)
+    reactor, number, turns = current_reactor(), 2 * ACCEPTS_IN_A_ROW, set()
+    with listener, contextlib.ExitStack() as sockets:
+
+        def on_accepted(sock, _address):
+            sockets.enter_context(sock)
+            turns.add(reactor.turns)
+
+        for _ in range(number):
+            sockets.enter_context(socket.create_connection(listener.getsockname()))
+        acceptor = Acceptor(counted, on_accepted)
+        await trio.testing.wait_all_tasks_blocked()
+        assert counted.asked == number + 1  # the last one was asked for in vain
+        assert len(turns) == 3
+        acceptor.close()
+
+
 async def test_a_fault_of_the_listener_is_told_and_rested_from(autojump_clock, caplog):
     (listener,) = open_listeners(TcpAddress("127.0.0.1", 0))
     accepted = []

@@ -57,6 +57,7 @@ class Listener:
         sockets: the open listening sockets.
         counters: what applications did here.
         policy: what its streams demand of a tunnel's keys.
+        shaking: arrivals whose TLS handshake is under way, of whom nobody else knows.
     """
 
     def __init__(self, config: ListenerConfig, peer: Peer, log: Logger) -> None:
@@ -71,7 +72,6 @@ class Listener:
         self._peer = peer
         self._log = log.bind(listener=config.name)
         self._acceptors: list[Acceptor] = []
-        #: Arrivals whose TLS handshake is under way: nobody else knows of them.
         self.shaking: set[_Arrival] = set()
         self._full = False
         self._nursery: trio.Nursery | None = None

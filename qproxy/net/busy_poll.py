@@ -29,14 +29,13 @@ class BusyPoll:
         most_s: the longest moment; 0 to sleep at once, always.
     """
 
-    __slots__ = ("_before_sleep", "_clock", "_give_way", "_poll", "moment_s", "most_s")
+    __slots__ = ("_clock", "_give_way", "_poll", "moment_s", "most_s")
 
     def __init__(
         self,
         poll: Callable[[float], Changes],
         most_s: float = 0.0,
         *,
-        before_sleep: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
         give_way: Callable[[], None] = os.sched_yield,
     ) -> None:
@@ -45,13 +44,11 @@ class BusyPoll:
         Args:
             poll: takes a timeout in seconds, -1 to sleep until something changes.
             most_s: see the attribute.
-            before_sleep: called last before it sleeps; says whether there is something to do now.
             clock: monotonic seconds.
             give_way: lets other threads have the core.
         """
         self._poll = poll
         self.most_s = most_s
-        self._before_sleep = before_sleep
         self._clock = clock
         self._give_way = give_way
         self.moment_s = 0.0
@@ -59,10 +56,8 @@ class BusyPoll:
     def wait(self) -> Changes:
         """Wait until something changes."""
         changes = self._poll(0)
-        if changes:
-            return changes
-        if not self.most_s:
-            return self._poll(0 if self._before_sleep() else -1)
+        if changes or not self.most_s:
+            return changes or self._poll(-1)
         began = self._clock()
         until = began + self.moment_s
         while self._clock() < until:
@@ -70,8 +65,6 @@ class BusyPoll:
             changes = self._poll(0)
             if changes:
                 return changes
-        if self._before_sleep():
-            return self._poll(0)
         changes = self._poll(-1)
         if self._clock() - began <= self.most_s:
             self.moment_s = min(self.most_s, max(MIN_MOMENT_S, 2 * self.moment_s))

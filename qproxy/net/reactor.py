@@ -53,9 +53,6 @@ BROKEN = select.EPOLLERR
 #: Sockets told of in one turn, at most; the others have theirs in the next.
 MAX_EVENTS = 256
 
-#: What may wait until the loop sleeps waits no longer than so many turns.
-MAX_PUT_OFF_TURNS = 4
-
 #: Timers are looked at no more often than this, in seconds.
 TIMER_GRAIN_S = 0.05
 
@@ -107,15 +104,13 @@ class Reactor:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._poll = partial(self._epoll.poll, maxevents=MAX_EVENTS)
-        self._busy_poll = BusyPoll(self._poll, before_sleep=self._do_put_off)
+        self._busy_poll = BusyPoll(self._poll)
         self._ready: dict[int, OnReady] = {}
         #: Descriptors forgotten in this turn. One may stand for another socket by now, and what
         #: this turn's changes say of it is not about that.
         self._forgotten: set[int] = set()
         self._soon: list[Callable[[], None]] = []
         self._at_end: list[Callable[[], None]] = []
-        self._put_off: list[Callable[[], None]] = []
-        self._put_off_until = 0
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_numbers = itertools.count()
         self._timers_changed = trio.Event()
@@ -203,14 +198,6 @@ class Reactor:
         if self._wake is not None and not self.turning:
             self._wake()
 
-    def before_sleep(self, action: Callable[[], None]) -> None:
-        """Call this when there is nothing else to do, or a few turns later at the latest."""
-        if not self._put_off:
-            self._put_off_until = self.turns + MAX_PUT_OFF_TURNS
-        self._put_off.append(action)
-        if self._wake is not None and not self.turning:
-            self._wake()
-
     def call_later(self, delay_s: float, action: Callable[[], None]) -> Timer:
         """Call this after so many seconds of trio's clock, or up to TIMER_GRAIN_S later."""
         timer = Timer(trio.current_time() + delay_s, action)
@@ -220,14 +207,11 @@ class Reactor:
             self._timers_changed.set()
         return timer
 
-    def turn(self, *, wait: bool) -> bool:
+    def turn(self, *, wait: bool) -> None:
         """Tell of what has changed.
 
         Args:
             wait: sleep until something has, if there is nothing else to do.
-
-        Returns:
-            Whether anything had.
         """
         if wait and not (self._soon or self._at_end):
             changes = self._busy_poll.wait()
@@ -252,11 +236,8 @@ class Reactor:
             actions, self._at_end = self._at_end, []
             for action in actions:
                 self._call(action)
-        if self._put_off and self.turns >= self._put_off_until:
-            self._do_put_off()
         self.turning = False
         forgotten.clear()
-        return bool(changes)
 
     async def keep_time(self) -> None:
         """Call timers when they are due: a task of trio's, whose clock they go by."""
@@ -280,8 +261,8 @@ class Reactor:
             while True:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(waker)
-                changed = self.turn(wait=False)
-                if self.pending or (changed and self._put_off) or self._do_put_off():
+                self.turn(wait=False)
+                if self.pending:
                     await trio.lowlevel.checkpoint()
                 else:
                     await trio.lowlevel.wait_readable(self._epoll.fileno())
@@ -294,13 +275,6 @@ class Reactor:
         """Watch nothing any more."""
         self._ready.clear()
         self._epoll.close()
-
-    def _do_put_off(self) -> bool:
-        """Do what could wait until now. Says whether there is something to do in another turn."""
-        actions, self._put_off = self._put_off, []
-        for action in actions:
-            self._call(action)
-        return self.pending
 
     def _call(self, action: Callable[[], None]) -> None:
         try:

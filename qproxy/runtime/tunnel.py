@@ -106,7 +106,6 @@ class Tunnel:
         self._read_again = False
         self._hung_up = False
         self._flush_due = False
-        self._flush_late = False
         self._flushing = False
         self._high_water = 0
         self._dispatching = False
@@ -211,11 +210,9 @@ class Tunnel:
         return stream_id
 
     def accept_stream(self, stream_id: int) -> None:
-        """Tell the peer that the service is connected, if may be with the service's first words."""
+        """Tell the peer that the service is connected, with what else this turn has to send."""
         self.connection.accept_stream(stream_id)
-        if not self._flush_late:
-            self._flush_late = True
-            self._reactor.before_sleep(self._flush_late_now)
+        self._flush_soon()
 
     def attach(
         self,
@@ -276,11 +273,6 @@ class Tunnel:
                 self._reactor.at_end(self._flush_due_now)
             else:
                 self.flush()
-
-    def _flush_late_now(self) -> None:
-        self._flush_late = False
-        self._flush_due = bool(self.connection.output_pending)
-        self._flush_due_now()
 
     def _flush_due_now(self) -> None:
         try:

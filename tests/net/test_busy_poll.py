@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import pytest
-
 from qproxy.net.busy_poll import MIN_MOMENT_S, BusyPoll, Changes
 
 MOST_S = 100e-6
@@ -100,21 +98,3 @@ def test_what_is_there_already_is_taken_without_a_look_at_the_clock() -> None:
     kernel = Kernel(0.0)
     busy = BusyPoll(kernel.poll, MOST_S, clock=None, give_way=None)  # type: ignore[arg-type]
     assert busy.wait() == CHANGE
-
-
-@pytest.mark.parametrize("most_s", [0.0, MOST_S])
-def test_what_is_left_is_asked_for_before_it_sleeps_and_may_keep_it_awake(most_s: float) -> None:
-    kernel, left = Kernel(1.0, 2.0), [True, False]
-    busy = BusyPoll(
-        kernel.poll,
-        most_s,
-        before_sleep=lambda: left.pop(0),
-        clock=kernel.clock,
-        give_way=kernel.give_way,
-    )
-    assert busy.wait() == []
-    assert (kernel.sleeps, left) == (0, [False])
-    assert busy.wait() == CHANGE
-    assert (kernel.sleeps, left) == (1, [])
-    kernel.times[0] = kernel.now
-    assert busy.wait() == CHANGE  # and is not asked for where it does not sleep

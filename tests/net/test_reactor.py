@@ -12,7 +12,6 @@ import trio.testing
 from qproxy.net.reactor import (
     ALL_BUT_ROOM,
     HANGUP,
-    MAX_PUT_OFF_TURNS,
     READABLE,
     WHILE_READABLE,
     WRITABLE,
@@ -207,57 +206,6 @@ async def test_an_action_asked_for_by_an_action_waits_for_the_next_turn() -> Non
     reactor.soon(again)
     await settle()
     assert turns == [turns[0], turns[0] + 1, turns[0] + 2]
-
-
-async def test_what_may_wait_is_done_when_there_is_nothing_else_to_do(
-    pair: tuple[socket.socket, socket.socket],
-) -> None:
-    near, far = pair
-    reactor, order = Reactor(), []
-
-    def on_ready(_change: int) -> None:
-        order.append(near.recv(100))
-
-    def late() -> None:
-        order.append(b"late")
-        far.send(b"wakes the loop")
-
-    reactor.watch(near, on_ready)
-    far.send(b"first")
-    reactor.before_sleep(late)
-    assert reactor.turn(wait=True)
-    assert order == [b"first"]
-    reactor.turn(wait=True)
-    assert order == [b"first", b"late", b"wakes the loop"]
-    reactor.close()
-
-
-async def test_what_may_wait_does_not_wait_for_long() -> None:
-    reactor, order = Reactor(), []
-    reactor.before_sleep(lambda: order.append("late"))
-    for _ in range(MAX_PUT_OFF_TURNS - 1):
-        reactor.turn(wait=False)
-    assert not order
-    reactor.turn(wait=False)
-    assert order == ["late"]
-    reactor.close()
-
-
-async def test_the_loop_does_not_sleep_on_what_was_asked_for_last(
-    pair: tuple[socket.socket, socket.socket],
-) -> None:
-    reactor, order = Reactor(), []
-    reactor.before_sleep(lambda: reactor.soon(lambda: order.append("soon")))
-    reactor.turn(wait=True)
-    assert order == ["soon"]
-    reactor.close()
-
-
-async def test_what_may_wait_is_done_where_trio_has_the_thread() -> None:
-    done = trio.Event()
-    current_reactor().before_sleep(done.set)
-    with trio.fail_after(20):
-        await done.wait()
 
 
 async def test_a_fault_in_one_function_does_not_keep_the_others_from_their_turn(

@@ -330,56 +330,6 @@ async def come_and_go(address: Any, service: socket.socket) -> None:
     await settle()
 
 
-async def test_the_answer_to_an_open_leaves_with_the_first_words_of_a_service_that_is_quick(
-    clock: trio.testing.MockClock,
-) -> None:
-    far_end, service = wide_pair()
-    service.send(b"welcome")
-
-    def serve(tunnel: Tunnel, event: StreamRequested) -> None:
-        def connected() -> None:
-            tunnel.accept_stream(event.stream_id)
-            relay.start(TcpEndpoint(far_end))
-
-        relay = tunnel.attach(event.stream_id)
-        current_reactor().soon(connected)
-
-    app, near_end = wide_pair()
-    with app, service:
-        async with tunnels(serve) as (near, _far):
-            with Counts() as counts:
-                relay = near.attach(near.open_stream("web", "app", "here"), accepted=False)
-                relay.start(TcpEndpoint(near_end))
-                await settle()
-            assert app.recv(100) == b"welcome"
-    # OPEN one way, OPENED and DATA together the other, each sealed and opened.
-    assert counts.records == 4
-
-
-async def test_a_service_that_is_slow_does_not_hold_up_the_answer(
-    clock: trio.testing.MockClock,
-) -> None:
-    far_end, service = wide_pair()
-
-    def serve(tunnel: Tunnel, event: StreamRequested) -> None:
-        def connected() -> None:
-            tunnel.accept_stream(event.stream_id)
-            relay.start(TcpEndpoint(far_end))
-
-        relay = tunnel.attach(event.stream_id)
-        current_reactor().soon(connected)
-
-    app, near_end = wide_pair()
-    with app, service:
-        app.send(b"waits for the service")
-        async with tunnels(serve) as (near, _far):
-            relay = near.attach(near.open_stream("web", "app", "here"), accepted=False)
-            relay.start(TcpEndpoint(near_end))
-            await settle()
-            # What waited for the answer has come through.
-            assert service.recv(100) == b"waits for the service"
-
-
 async def test_what_is_allocated_on_the_way(clock: trio.testing.MockClock) -> None:
     async with one_stream() as (app, service):
         await push(app, service, 16 * MIB)  # buffers have grown to what they need

@@ -82,7 +82,7 @@ class NodeConfig:
     pid_file: Path | None = None
     workers: int = 1
     worker_timeout_s: float = 30.0
-    busy_poll_us: int = 100
+    busy_poll_us: int = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,9 @@ other: for memory, caches, or locks in the kernel. The wall clock's figure stand
 - **bulk over TLS**: bytes up over many such connections, made and warmed up before, deciphered by
   the listener and enciphered for the tunnel. Work is counted in megabytes.
 
-Both gateways have as many workers. The kernel spreads connections over workers by their ports, so
-few connections may lie unevenly; hence many.
+Both gateways have as many workers, and they sleep at once where they have nothing to do
+(``busy_poll_us: 0``): CPU time spent looking for more is no work. The kernel spreads connections
+over workers by their ports, so few connections may lie unevenly; hence many.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ class WorkersPair(QProxy):
 
     def __init__(self, workers: int, kind: Kind) -> None:
         name = "1 worker" if workers == 1 else f"{workers} workers"
-        super().__init__(name, workers=workers, listener_tls=True)
+        super().__init__(
+            name, workers=workers, node_settings={"busy_poll_us": 0}, listener_tls=True
+        )
         self.kind = kind
 
     def await_tunnel(self, site: Site, running: Running) -> None:

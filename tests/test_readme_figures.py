@@ -33,7 +33,8 @@ FIGURES = {
         "p50_us",
         ("256 B, one at a time",),
     ),
-    "round trip of 256 B, 500 a second, p50, µs": ("latency", "p50_us", ("256 B, 500/s",)),
+    "round trip of 256 B, 1000 a second, p50, µs": ("latency", "p50_us", ("256 B, 1000/s",)),
+    "round trip of 256 B, 4000 a second, p50, µs": ("latency", "p50_us", ("256 B, 4000/s",)),
     "new connections a second, one at a time": (
         "connections",
         "connections_per_s",

@@ -22,6 +22,7 @@ class QProxy(ProxyPair):
         rekey_interval_s: how often the running tunnel changes keys, in seconds.
         peer_settings: more settings of the peer, in both gateways' configurations.
         workers: processes that carry traffic, of each gateway.
+        node_settings: more settings of the nodes.
         listener_tls: clients speak TLS to the near gateway.
         hybrid: anything less than the hybrid mode is an error; else ``peer_settings`` must allow
             for it.
@@ -38,6 +39,7 @@ class QProxy(ProxyPair):
         rekey_interval_s: float = 60.0,
         peer_settings: Mapping[str, object] | None = None,
         workers: int = 1,
+        node_settings: Mapping[str, object] | None = None,
         listener_tls: bool = False,
         *,
         hybrid: bool = True,
@@ -46,6 +48,7 @@ class QProxy(ProxyPair):
         self._rekey_interval_s = rekey_interval_s
         self._peer_settings = dict(peer_settings or {})
         self._workers = workers
+        self._node_settings = dict(node_settings or {})
         self._listener_tls = listener_tls
         self.hybrid = hybrid
 
@@ -61,6 +64,7 @@ class QProxy(ProxyPair):
             "kem": "ml-kem-1024",
             "rekey_interval_s": f"{self._rekey_interval_s:g}",
             "workers": self._workers,
+            **{key: str(value) for key, value in self._node_settings.items()},
         }
 
     def helper_commands(self, site: Site) -> Sequence[Sequence[str]]:
@@ -127,7 +131,7 @@ class QProxy(ProxyPair):
         identity = _identity(site, name)
         source = {"type": "etsi-qkd-014", "url": f"https://127.0.0.1:{kme_port}", **identity}
         return {
-            "node": {"name": name, "workers": self._workers},
+            "node": {"name": name, "workers": self._workers, **self._node_settings},
             "log": {"format": "json", "level": "info"},
             "identity": identity,
             "peers": {

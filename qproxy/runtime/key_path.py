@@ -8,7 +8,7 @@ their own. All calls go through here, so that the link's health hears of every o
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import trio
 
@@ -226,16 +226,8 @@ class KeyPath:
         Returns:
             The keys in the order asked, the caller's to wipe; or why they cannot be had.
         """
-        try:
-            with trio.fail_after(self._config.kme_timeout_s):
-                redeemed = await self._take_or_fetch(key_ids)
-        except trio.TooSlowError:
-            self._failed(Reason.KME_TIMEOUT, "no answer in time", drawing=False)
-            return Reason.KME_TIMEOUT
-        except KeySourceError as error:
-            self._fetch_failed(error)
-            return error.reason
-        return self._count_redeemed(redeemed)
+        redeemed = await self._in_time(self._take_or_fetch(key_ids))
+        return redeemed if isinstance(redeemed, Reason) else self._count_redeemed(redeemed)
 
     async def redeem_ahead(self, keys: Sequence[OfferedKey]) -> dict[str, Reason | None]:
         """Fetch announced keys, as far as there is room: by ID, why it is not held, or None."""
@@ -359,15 +351,9 @@ class KeyPath:
 
     async def _fetch_ahead(self, key_ids: list[str]) -> Reason | None:
         try:
-            with trio.fail_after(self._config.kme_timeout_s):
-                keys = await self._get_by_id(key_ids)
-        except trio.TooSlowError:
-            self._failed(Reason.KME_TIMEOUT, "no answer in time", drawing=False)
-            return Reason.KME_TIMEOUT
-        except KeySourceError as error:
-            self._fetch_failed(error)
-            return error.reason
-        else:
+            keys = await self._in_time(self._get_by_id(key_ids))
+            if isinstance(keys, Reason):
+                return keys
             now = trio.current_time()
             for key in keys:
                 self._held.fetched(key, now)
@@ -377,6 +363,18 @@ class KeyPath:
             self._held.not_fetched(key_ids)
             self._fetch_ended.set()
             self._fetch_ended = trio.Event()
+
+    async def _in_time(self, keys: Awaitable[list[QkdKey]]) -> list[QkdKey] | Reason:
+        """What a source was asked for, or why it did not come; that counts for its link."""
+        try:
+            with trio.fail_after(self._config.kme_timeout_s):
+                return await keys
+        except trio.TooSlowError:
+            self._failed(Reason.KME_TIMEOUT, "no answer in time", drawing=False)
+            return Reason.KME_TIMEOUT
+        except KeySourceError as error:
+            self._fetch_failed(error)
+            return error.reason
 
     async def _get_by_id(self, key_ids: Sequence[str]) -> list[QkdKey]:
         keys = await self._source.get_keys_by_id(key_ids, self._config.qkd_key_size_bits)

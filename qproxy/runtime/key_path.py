@@ -210,13 +210,12 @@ class KeyPath:
         claims = [self._redeemable.claim(key_id, now) for key_id in key_ids]
         return all(claims)
 
-    def holds(self, key_id: str) -> bool:
-        """Whether this one has been redeemed ahead, so that :meth:`take_held` has it."""
-        return self._held.holds(key_id, trio.current_time())
+    def holds(self, key_id: str, now: float) -> bool:
+        """Whether this one has been redeemed ahead: :meth:`take_held` has it at the same time."""
+        return self._held.holds(key_id, now)
 
-    def take_held(self, key_ids: Sequence[str]) -> list[QkdKey]:
+    def take_held(self, key_ids: Sequence[str], now: float) -> list[QkdKey]:
         """Keys of claimed IDs that are all held, in the order asked; the caller's to wipe."""
-        now = trio.current_time()
         taken = (self._held.take(key_id, now) for key_id in key_ids)
         return self._count_redeemed([key for key in taken if key is not None])
 

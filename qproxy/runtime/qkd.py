@@ -357,14 +357,15 @@ class QuantumSide:
         self, keys: tuple[OfferedKey, ...], peer_policy: Policy
     ) -> list[QkdKey] | Reason | None:
         """The same at once where all keys were redeemed ahead; else None, and none is claimed."""
+        now = trio.current_time()  # of all looks: none ages out between them
         if not all(
-            (path := self._by_label.get(key.source)) and path.holds(key.key_id) for key in keys
+            (path := self._by_label.get(key.source)) and path.holds(key.key_id, now) for key in keys
         ):
             return None
         wanted = self._claim(keys, peer_policy)
         if isinstance(wanted, Reason):
             return wanted
-        held = {path: path.take_held(key_ids) for path, key_ids in wanted.items()}
+        held = {path: path.take_held(key_ids, now) for path, key_ids in wanted.items()}
         return _in_order(keys, wanted, held)
 
     async def redeem_ahead(self, keys: tuple[OfferedKey, ...]) -> KeyReport:

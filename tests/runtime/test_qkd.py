@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from qproxy.log import get_logger
 from qproxy.modes import Mode, Policy
 from qproxy.quantum.health import LinkChange, LinkState
 from qproxy.quantum.policy import Action, Situation
+from qproxy.quantum.redeemed import RedeemedSettings
 from qproxy.runtime.qkd import QuantumSide, SourceInUse
 from qproxy.tunnel.messages import OfferedKey
 from tests.runtime.fakes import FakeSource
@@ -150,6 +152,22 @@ async def test_keys_redeemed_ahead_are_had_at_once_and_once(
     assert quantum.redeem_held((b, a), Policy.PREFER) is None
     assert await quantum.redeem((a,), Policy.PREFER) is Reason.KEY_SPENT
     assert isinstance(await quantum.redeem((c,), Policy.PREFER), list)
+
+
+async def test_a_key_that_is_held_is_had_although_it_ages_out_that_very_moment(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantum = quantum_side(FakeSource())
+    offered = (OfferedKey("etsi-qkd-014", 32, "id"),)
+    await quantum.redeem_ahead(offered)
+    # Time goes on between two looks at the clock: young at the first, too old at any later one.
+    age_limit_at = trio.current_time() + RedeemedSettings().max_age_s
+    times = itertools.chain([age_limit_at - 0.001], itertools.repeat(age_limit_at + 0.001))
+    monkeypatch.setattr(trio, "current_time", lambda: next(times))
+    redeemed = quantum.redeem_held(offered, Policy.PREFER)
+    assert isinstance(redeemed, list)
+    assert [key.key_id for key in redeemed] == ["id"]
+    monkeypatch.undo()
 
 
 async def test_held_keys_of_an_offer_that_is_refused_are_burnt_all_the_same(

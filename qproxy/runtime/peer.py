@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import socket
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -301,6 +302,13 @@ class Peer:
                 "tunnel_not_connected", address=str(address), reason=error.reason, detail=str(error)
             )
             return
+        with sock:
+            try:
+                await self._run_dialled(sock)
+            except Exception as error:  # a fault of ours costs this tunnel, never the gateway
+                self._log.unexpected("tunnel_failed", error)
+
+    async def _run_dialled(self, sock: socket.socket) -> None:
         connection = Connection(
             Role.CLIENT,
             self.settings,
@@ -322,8 +330,6 @@ class Peer:
                 nursery.start_soon(reauth.run)
                 await tunnel.run()
                 nursery.cancel_scope.cancel()
-        except Exception as error:  # a fault of ours costs this tunnel, never the gateway
-            self._log.unexpected("tunnel_failed", error)
         finally:
             self._drivers.pop(tunnel, None)
             self._reauth_drivers.pop(tunnel, None)
